@@ -1,0 +1,183 @@
+// Named arrays shared between processes: create, attach, delete, list, info.
+//
+// An array is a file that holds a valid NPY file whose data starts on a page boundary (FORMAT.md).
+// The file system is the only registry: nothing is cached here, nothing runs in the background, and
+// a process that dies at any instruction leaves nothing to repair.
+//
+// Names
+//   shm://a          the file /dev/shm/a; one more leading slash is accepted, as shm_open has it
+//   shm://jobs/7/a   /dev/shm/jobs/7/a: directories are namespaces
+//   file:///data/a   the path /data/a;  file://rel/a  the relative path rel/a
+//   a, jobs/7/a      the same as shm://a and shm://jobs/7/a
+//   /data/a          the same as file:///data/a
+// Empty components, "." and ".." under shm://, a NUL byte, an unknown scheme, a component under shm://
+// or a file name that begins with ".sharr-tmp-" are ArgumentErrors; an empty path is ENOENT.
+// Under shm:// no symbolic link is followed and nothing but regular files is opened: /dev/shm is
+// world-writable. A path is resolved as open(2) does it. A path under a sharrfs mount stands for
+// the object behind it, which is mapped directly when this process can reach it.
+//
+// Threads: every function here may be called from any thread at any time. An Array and an Info are
+// like standard containers: reading from several threads is safe, moving or destroying is not. What
+// threads and processes do with the elements is theirs to agree on.
+//
+// Errors: see error.hpp. The errno values named below are those of the library's own checks; others
+// of the system calls underneath come through as they are.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sharr/dtype.hpp"
+#include "sharr/error.hpp"
+
+namespace sharr {
+
+using Shape = std::vector<std::int64_t>;
+
+// "(3, 4)", "(3,)", "()": as Python prints a tuple.
+std::string shape_text(const Shape& shape);
+
+// Of the elements in memory: last index varies fastest (C), or first (Fortran).
+enum class Order : char { c = 'C', fortran = 'F' };
+
+// As numpy.memmap has them: "r", "r+", "c".
+enum class Mode {
+  read,           // shared, and writing is a memory fault
+  read_write,     // shared
+  copy_on_write,  // writes stay in this process
+};
+
+// The name of an array or of a directory of arrays, checked and resolved to a path.
+class Name {
+ public:
+  // Throws ArgumentError (EINVAL) for what is no name, see above.
+  Name(std::string_view name);                              // NOLINT(google-explicit-constructor)
+  Name(const char* name) : Name(std::string_view(name)) {}  // NOLINT(google-explicit-constructor)
+  Name(const std::string& name) : Name(std::string_view(name)) {}  // NOLINT
+  // A path, whatever it looks like.
+  static Name from_path(std::string_view path);
+  // A directory: a trailing slash and the bare scheme "shm://" are accepted too.
+  static Name directory(std::string_view name);
+
+  const std::string& given() const noexcept { return given_; }  // as the caller gave it
+  const std::string& path() const noexcept { return path_; }
+  bool shm() const noexcept { return shm_; }
+  // "shm://jobs/7/a" or "file:///data/a".
+  std::string uri() const;
+
+ private:
+  Name(std::string_view given, std::string path, bool shm)
+      : given_(given), path_(std::move(path)), shm_(shm) {}
+  static Name parse(std::string_view name, bool directory);
+
+  std::string given_;
+  std::string path_;
+  bool shm_ = false;
+};
+
+// What an array is. Taken from its file at one moment; a value, not a view.
+struct Info {
+  std::string name;  // URI
+  Dtype dtype;
+  Shape shape;
+  Order order = Order::c;
+  std::uint64_t offset = 0;  // of the data in the file, in bytes
+  std::uint64_t nbytes = 0;  // of the data
+  std::string format;        // "NPY 1.0", "NPY 2.0", "NPY 3.0" or "SharedArray"
+
+  std::uint64_t size() const noexcept;  // number of elements
+};
+
+// An array in memory. Owns the mapping, not the stored object: destroying it leaves the object and
+// every other attachment alone, and deleting the object leaves this array valid.
+class Array {
+ public:
+  Array(Array&& other) noexcept;
+  Array& operator=(Array&& other) noexcept;
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array();
+
+  // The first element. Page-aligned in what create() makes, anywhere in a foreign NPY file. Never
+  // null, but nothing may be read or written through it when nbytes is 0.
+  void* data() const noexcept { return base_ + info_.offset; }
+  // The elements in memory order. The size of T must be the itemsize: EINVAL otherwise.
+  template <class T>
+  std::span<T> as() const {
+    check_itemsize(sizeof(T));
+    return {static_cast<T*>(data()), static_cast<std::size_t>(info_.size())};
+  }
+  const Info& info() const noexcept { return info_; }
+  Mode mode() const noexcept { return mode_; }
+
+  // As msync(2) with flags of MS_ASYNC, MS_SYNC and MS_INVALIDATE, mlock(2) and munlock(2), on the
+  // whole array.
+  void msync(int flags) const;
+  void mlock() const;
+  void munlock() const;
+
+ private:
+  friend struct ArrayAccess;
+  Array(Info info, Mode mode, std::byte* base, std::size_t length) noexcept
+      : info_(std::move(info)), mode_(mode), base_(base), length_(length) {}
+  void check_itemsize(std::size_t size) const;
+
+  Info info_;
+  Mode mode_;
+  std::byte* base_;     // of the mapping, which starts at the file's first byte
+  std::size_t length_;  // of the mapping; 0 when there is nothing to map
+};
+
+struct CreateOptions {
+  Order order = Order::c;
+  // Take the memory now. Without it the object is sparse: it costs nothing until it is written, and
+  // writing it when memory has run out is a SIGBUS.
+  bool reserve = true;
+  // Return the existing array when its shape, dtype and order agree.
+  bool exist_ok = false;
+  // Called when a signal interrupts the reservation of memory, and after every 64 MiB of a large one,
+  // the last included. May throw to give up.
+  std::function<void()> on_signal = {};
+};
+
+// Makes a zeroed array and publishes it whole: nobody ever sees the name on less. Mode 0666 less
+// the umask. Under shm:// missing namespaces are made; a path's directory must exist.
+//
+// System calls where the file system has O_TMPFILE: open, fallocate, mmap, linkat, close. Three
+// things add to them: a name in a namespace opens the directory first; an array of 64 MiB or more
+// first checks that the name and the memory are there, so that it fails at once; where there is no
+// O_TMPFILE a temporary name and renameat2 take its place.
+//
+// Throws Error EEXIST (also with exist_ok, when the existing array differs), ENOSPC (memory is not
+// there; says what was needed and what is free), ENOENT, EACCES; ArgumentError EINVAL (name, a
+// negative or overflowing shape, more than 64 dimensions).
+Array create(const Name& name, const Shape& shape, const Dtype& dtype,
+             const CreateOptions& options = {});
+
+// Maps an existing array: any valid NPY file, or an object of the SharedArray package.
+// System calls: open, fstat, pread, mmap, close (a header or a SharedArray trailer that the first
+// page does not hold takes one pread more; a path on a sharrfs mount looks for the object behind
+// it).
+//
+// Throws Error ENOENT, EACCES, ELOOP (a symbolic link under shm://); FormatError EINVAL (no array,
+// truncated).
+Array attach(const Name& name, Mode mode = Mode::read_write);
+
+// Removes the name. Attachments stay valid; the memory goes with the last of them.
+// Throws as attach does: what is no array is not removed.
+void remove(const Name& name);
+
+// What the array is, without mapping it. Throws as attach does.
+Info info(const Name& name);
+
+// The arrays in a directory and the directories below it, sorted by name. What is no array or
+// cannot be read is left out; other file systems mounted below are not entered. Throws Error
+// ENOENT, ENOTDIR, EACCES for the directory itself.
+std::vector<Info> list(const Name& directory = Name::directory("shm://"));
+
+}  // namespace sharr

@@ -1,0 +1,246 @@
+#include "staging.hpp"
+
+#include <dirent.h>
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <memory>
+#include <vector>
+
+namespace sharr::detail {
+namespace {
+
+constexpr std::uint64_t large = std::uint64_t{64} << 20;
+constexpr mode_t creation_mode = 0666;
+
+// What the machine could give to a tmpfs without killing a process for it.
+std::uint64_t available_memory() {
+  std::uint64_t kib = 0;
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  std::uint64_t value = 0;
+  std::string unit;
+  bool known = false;
+  while (meminfo >> key >> value) {
+    std::getline(meminfo, unit);
+    if (key == "MemAvailable:") known = true;
+    if (key == "MemAvailable:" || key == "SwapFree:") kib += value;
+  }
+  return known ? kib * 1024 : UINT64_MAX;
+}
+
+// Removes the temporary files of makers that died: those that no living process holds locked.
+void sweep(int at, const std::string& directory) {
+  FileDescriptor fd(openat(at, directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return;  // a directory that may be written but not read
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
+  if (!stream) return;
+  fd.release();
+  while (const dirent* item = readdir(stream.get())) {
+    if (!reserved(item->d_name)) continue;
+    const FileDescriptor file(openat(dirfd(stream.get()), item->d_name,
+                                     O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+    if (file && flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
+      unlinkat(dirfd(stream.get()), item->d_name, 0);
+    }
+  }
+}
+
+}  // namespace
+
+Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size) {
+  try {
+    place_ = place_of(name);
+  } catch (const Error& error) {
+    if (error.errnum() != ENOENT || !name.shm()) throw;
+    namespace_missing_ = true;
+    place_ = {.opened = {}, .directory = "/dev/shm", .file = {}, .made = {}};
+  }
+  if (size >= large && !namespace_missing_ &&
+      faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+    throw Error(EEXIST, name.given());
+  }
+  const auto open = [&] {
+    file_ = FileDescriptor(openat(place_.at(), place_.directory.c_str(),
+                                  O_TMPFILE | O_RDWR | O_CLOEXEC, creation_mode));
+  };
+  open();
+  if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
+    // Somebody has removed the empty namespace since.
+    namespace_missing_ = true;
+    place_ = {.opened = {}, .directory = "/dev/shm", .file = {}, .made = {}};
+    open();
+  }
+  if (!file_) {
+    // EISDIR: a kernel or file system that does not know the flag sees a directory to be written.
+    if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOSYS && errno != EINVAL) {
+      throw_failed(errno);
+    }
+    open_temporary();
+  }
+}
+
+Staging::~Staging() {
+  if (!temporary_.empty()) unlinkat(place_.at(), temporary_.c_str(), 0);
+}
+
+void Staging::open_temporary() {
+  sweep(place_.at(), place_.directory);
+  while (true) {
+    std::uint64_t random = 0;
+    if (getrandom(&random, sizeof(random), 0) != sizeof(random)) throw_errno(name_);
+    std::string path = fmt::format("{}/{}{:016x}", place_.directory, temporary_prefix, random);
+    FileDescriptor fd(openat(place_.at(), path.c_str(),
+                             O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, creation_mode));
+    if (!fd) {
+      if (errno == EEXIST) continue;
+      throw_failed(errno);
+    }
+    // The lock says that the maker lives. Another maker's sweep may come before it: then the file
+    // is gone or about to go.
+    const bool swept = flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    struct stat st;
+    if (fstat(fd.get(), &st) != 0) throw_errno(name_);
+    if (swept || st.st_nlink == 0) continue;
+    file_ = std::move(fd);
+    temporary_ = std::move(path);
+    return;
+  }
+}
+
+void Staging::throw_no_inode() const {
+  throw Error(ENOSPC, name_.given(),
+              fmt::format("no inode left for one more file in {}; delete some{}",
+                          name_.shm() ? "/dev/shm" : place_.directory,
+                          name_.shm() ? ", or as root allow more: mount -o "
+                                        "remount,nr_inodes=NUMBER /dev/shm"
+                                      : ""));
+}
+
+void Staging::throw_failed(int errnum) const {
+  struct statfs fs {};
+  const int failed =
+      place_.opened ? fstatfs(place_.opened.get(), &fs) : statfs(place_.directory.c_str(), &fs);
+  if (errnum == ENOSPC && failed == 0 && fs.f_files > 0 && fs.f_ffree == 0) throw_no_inode();
+  throw Error(errnum, name_.given());
+}
+
+void Staging::throw_no_space(int errnum) const {
+  // What was taken so far is free again.
+  [[maybe_unused]] const int given_back = ftruncate(file_.get(), 0);
+  struct statfs fs {};
+  std::string free = "less is";
+  if (fstatfs(file_.get(), &fs) == 0) {
+    const auto blocks = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail);
+    std::uint64_t bytes = blocks * static_cast<std::uint64_t>(fs.f_bsize);
+    if (fs.f_type == TMPFS_MAGIC) bytes = std::min(bytes, available_memory());
+    free = human_size(bytes);
+  }
+  throw Error(errnum, name_.given(),
+              fmt::format("no space left: {} needed, {} free in {}; {}", human_size(size_), free,
+                          name_.shm() ? "/dev/shm" : place_.directory,
+                          name_.shm() ? "delete arrays, or as root enlarge it: mount -o "
+                                        "remount,size=SIZE /dev/shm"
+                                      : "free some there"));
+}
+
+void Staging::check_space() const {
+  struct statfs fs {};
+  if (fstatfs(file_.get(), &fs) != 0) throw_errno(name_);
+  if (fs.f_blocks == 0) return;  // a tmpfs without limit, or one that does not tell
+  const auto free = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail);
+  if (size_ / static_cast<std::uint64_t>(fs.f_bsize) > free) throw_no_space(ENOSPC);
+  // A tmpfs may promise more than the machine has; taking it would end in the kernel killing
+  // somebody.
+  if (fs.f_type == TMPFS_MAGIC && size_ > available_memory()) throw_no_space(ENOSPC);
+}
+
+void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_signal) {
+  if (reserved >= large) check_space();
+  // In pieces: an older tmpfs undoes a piece that a signal interrupts, so that a program with a
+  // timer would never get a large one, and a newer one hears no signal before a piece is done.
+  // Interrupted pieces shrink until they fit between two signals.
+  std::uint64_t piece = large;
+  for (std::uint64_t done = 0; done < reserved;) {
+    const std::uint64_t length = std::min(piece, reserved - done);
+    bool signalled = false;
+    if (fallocate(file_.get(), 0, static_cast<off_t>(done), static_cast<off_t>(length)) == 0) {
+      done += length;
+    } else if (errno == EINTR) {
+      signalled = true;
+      piece = std::max(length / 4, std::uint64_t{64} << 10);
+    } else if (errno == EOPNOTSUPP || errno == ENOSYS) {
+      write_zeros(done, done + length);
+      done += length;
+    } else if (errno == ENOSPC || errno == EDQUOT) {
+      throw_no_space(errno);
+    } else {
+      throw_errno(name_);
+    }
+    if (on_signal && (signalled || reserved >= large)) on_signal();
+  }
+  if (reserved < size_ && ftruncate(file_.get(), static_cast<off_t>(size_)) != 0) {
+    throw_errno(name_);
+  }
+}
+
+void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
+  const std::vector<char> zeros(std::size_t{1} << 20);
+  while (from < to) {
+    const std::size_t length = std::min<std::uint64_t>(zeros.size(), to - from);
+    const ssize_t n = pwrite(file_.get(), zeros.data(), length, static_cast<off_t>(from));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == ENOSPC || errno == EDQUOT)) throw_no_space(errno);
+    if (n < 0) throw_errno(name_);
+    from += static_cast<std::uint64_t>(n);
+  }
+}
+
+void Staging::publish() {
+  // Somebody may remove an empty namespace before the array is in it.
+  for (int tries = 0;; ++tries) {
+    Place place;
+    if (namespace_missing_) {
+      try {
+        place = place_of(name_, true);
+      } catch (const Error& error) {
+        if (error.errnum() == ENOENT && tries < 1000) continue;
+        if (error.errnum() == ENOSPC) throw_no_inode();  // a directory takes nothing else
+        throw;
+      }
+    }
+    if (give_name(namespace_missing_ ? place : place_)) return;
+    const int errnum = errno;
+    unmake(place.made);
+    if (errnum != ENOENT || !name_.shm() || tries == 1000) throw_failed(errnum);
+    namespace_missing_ = true;
+  }
+}
+
+bool Staging::give_name(const Place& place) {
+  const int at = place.at();
+  const char* const file = place.file.c_str();
+  if (!temporary_.empty()) {
+    if (renameat2(place_.at(), temporary_.c_str(), at, file, RENAME_NOREPLACE) == 0) {
+      temporary_.clear();
+      return true;
+    }
+    if (errno != EINVAL && errno != ENOSYS) return false;
+    // The destructor removes the other name.
+    return linkat(place_.at(), temporary_.c_str(), at, file, 0) == 0;
+  }
+  if (linkat(file_.get(), "", at, file, AT_EMPTY_PATH) == 0) return true;
+  // Before Linux 6.10 that takes a capability, and its lack is ENOENT.
+  if (errno != ENOENT) return false;
+  const std::string self = fmt::format("/proc/self/fd/{}", file_.get());
+  return linkat(AT_FDCWD, self.c_str(), at, file, AT_SYMLINK_FOLLOW) == 0;
+}
+
+}  // namespace sharr::detail

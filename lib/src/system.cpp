@@ -1,0 +1,151 @@
+#include "system.hpp"
+
+#include <fmt/format.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+
+namespace sharr {
+namespace {
+
+// glibc has no wrapper.
+int openat2(int dirfd, const char* path, int flags, unsigned mode, std::uint64_t resolve) noexcept {
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags);
+  how.mode = mode;
+  how.resolve = resolve;
+  return static_cast<int>(syscall(SYS_openat2, dirfd, path, &how, sizeof(how)));
+}
+
+constexpr std::string_view shm_directory = "/dev/shm";
+
+constexpr int object_flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+
+// Where a name under shm:// has directories: NO_SYMLINKS holds for each of them.
+bool nested(const Name& name) { return name.path().rfind('/') > shm_directory.size(); }
+
+}  // namespace
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) noexcept {
+  // openat2 refuses flags that O_PATH gives no meaning.
+  const int more = (flags & O_PATH) != 0 ? O_CLOEXEC | O_NOFOLLOW : object_flags;
+  return FileDescriptor(openat2(dirfd, path.c_str(), flags | more, 0,
+                                RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV));
+}
+
+namespace detail {
+
+void throw_errno(const Name& name) { throw Error(errno, name.given()); }
+
+namespace {
+
+[[noreturn]] void throw_open_error(const Name& name) {
+  if (errno == ELOOP && name.shm()) {
+    throw Error(ELOOP, name.given(), "a symbolic link, which is not followed under shm://");
+  }
+  if (errno == ENXIO) throw FormatError(name.given(), "not an array: not a regular file");
+  throw_errno(name);
+}
+
+}  // namespace
+
+FileDescriptor open_file(const Name& name, int flags) {
+  FileDescriptor fd;
+  if (!name.shm()) {
+    // A path is the caller's own business: it is resolved as for any other program.
+    fd = FileDescriptor(::open(name.path().c_str(), flags | (object_flags & ~O_NOFOLLOW)));
+  } else if (nested(name)) {
+    fd = FileDescriptor(
+        openat2(AT_FDCWD, name.path().c_str(), flags | object_flags, 0, RESOLVE_NO_SYMLINKS));
+  } else {
+    fd = FileDescriptor(::open(name.path().c_str(), flags | object_flags));
+  }
+  if (!fd) throw_open_error(name);
+  return fd;
+}
+
+struct stat stat_file(int fd, std::string_view name) {
+  struct stat st;
+  if (fstat(fd, &st) != 0) throw Error(errno, name);
+  if (S_ISDIR(st.st_mode)) throw Error(EISDIR, name);
+  if (!S_ISREG(st.st_mode)) throw FormatError(name, "not an array: not a regular file");
+  return st;
+}
+
+Place place_of(const Name& name, bool make_namespace) {
+  const std::string& path = name.path();
+  const std::size_t slash = path.rfind('/');
+  const std::string leaf = path.substr(slash + 1);
+  if (leaf.empty() || leaf == "." || leaf == "..") throw Error(EISDIR, name.given());
+  if (!name.shm() || !nested(name)) {
+    if (slash == std::string::npos) {
+      return {.opened = {}, .directory = ".", .file = path, .made = {}};
+    }
+    return {.opened = {}, .directory = path.substr(0, slash + 1), .file = path, .made = {}};
+  }
+
+  // RESOLVE_NO_SYMLINKS says ELOOP of a link that comes last, where O_NOFOLLOW says ENOTDIR.
+  constexpr int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  FileDescriptor directory(
+      openat2(AT_FDCWD, path.substr(0, slash).c_str(), flags, 0, RESOLVE_NO_SYMLINKS));
+  std::vector<Place::Made> made;
+  if (!directory && errno == ENOENT && make_namespace) {
+    directory = FileDescriptor(::open(shm_directory.data(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    for (std::size_t from = shm_directory.size(); directory && from < slash;) {
+      const std::size_t end = path.find('/', from + 1);
+      const std::string component = path.substr(from + 1, end - from - 1);
+      // Another process may make the same namespace, or put something else there: opening tells.
+      const bool mine = mkdirat(directory.get(), component.c_str(), 0777) == 0;
+      FileDescriptor below;
+      if (mine || errno == EEXIST) {
+        below = FileDescriptor(openat(directory.get(), component.c_str(), flags | O_NOFOLLOW));
+      }
+      const int errnum = errno;
+      if (mine) made.push_back({.parent = std::move(directory), .name = component});
+      directory = std::move(below);
+      errno = errnum;
+      from = end;
+    }
+    if (!directory) {
+      const int errnum = errno;
+      unmake(made);
+      throw Error(errnum, name.given());
+    }
+  }
+  if (!directory) throw_open_error(name);
+  return {.opened = std::move(directory), .directory = ".", .file = leaf, .made = std::move(made)};
+}
+
+void unmake(std::vector<Place::Made>& made) noexcept {
+  for (; !made.empty(); made.pop_back()) {
+    unlinkat(made.back().parent.get(), made.back().name.c_str(), AT_REMOVEDIR);
+  }
+}
+
+std::string human_size(std::uint64_t bytes) {
+  static constexpr std::array units = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  double value = static_cast<double>(bytes) / 1024;
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < units.size()) value /= 1024, ++unit;
+  return fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+}  // namespace detail
+
+FileDescriptor open_directory(const Name& name) {
+  const bool root = name.path() == shm_directory;
+  FileDescriptor fd(openat2(AT_FDCWD, name.path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                            name.shm() && !root ? RESOLVE_NO_SYMLINKS : 0));
+  if (!fd) detail::throw_open_error(name);
+  return fd;
+}
+
+}  // namespace sharr

@@ -1,0 +1,54 @@
+// System calls that every file here needs: opening by name under the rules of store.hpp, reading
+// whole, errors with names.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sharr/object.hpp"
+
+namespace sharr::detail {
+
+// Throws Error for errno.
+[[noreturn]] void throw_errno(const Name& name);
+
+// Opens an array's file. Under shm:// follows no symbolic link; never blocks on a FIFO or a lease.
+// Throws Error, FormatError when it is a socket.
+FileDescriptor open_file(const Name& name, int flags);
+
+// fstat of a regular file. Throws Error, FormatError when it is something else.
+struct stat stat_file(int fd, std::string_view name);
+
+// Where a name lives, for calls that end in "at": a flat name and a path are as good as a path
+// gets, a name in a namespace needs its directory opened first, so that no symbolic link is
+// followed.
+struct Place {
+  // A directory that place_of() made, by its parent and its name there.
+  struct Made {
+    FileDescriptor parent;
+    std::string name;
+  };
+
+  FileDescriptor opened;
+  std::string directory;  // relative to at()
+  std::string file;       // likewise
+  std::vector<Made> made;
+
+  int at() const noexcept { return opened ? opened.get() : AT_FDCWD; }
+};
+// Throws Error; a namespace that is missing is ENOENT unless it is to be made.
+Place place_of(const Name& name, bool make_namespace = false);
+// Removes the directories that were made for a place, as far as nobody has used them.
+void unmake(std::vector<Place::Made>& made) noexcept;
+
+// The names that create() uses where there is no O_TMPFILE begin with this; no array may.
+constexpr std::string_view temporary_prefix = ".sharr-tmp-";
+constexpr bool reserved(std::string_view name) noexcept {
+  return name.starts_with(temporary_prefix);
+}
+
+// "1.5 MiB".
+std::string human_size(std::uint64_t bytes);
+
+}  // namespace sharr::detail
