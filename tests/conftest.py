@@ -1,0 +1,109 @@
+"""What all Python tests share: the build under test, names that are cleaned up, other processes.
+
+As root the tests run in a mount namespace of their own, so that no mount outlives them.
+"""
+
+import ctypes
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ.get("SHARR_BUILD", ROOT / "build"))
+PYTHON = "/usr/bin/python3"
+SHM = pathlib.Path("/dev/shm")
+PREFIX = f"sharr-test-{os.getpid()}-"
+IS_ROOT = os.geteuid() == 0
+NOBODY = 65534
+
+sys.path.insert(0, str(BUILD / "python"))
+os.environ["PYTHONPATH"] = str(BUILD / "python")
+
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
+
+
+def pytest_configure(config):
+    # A shell starts what runs in its background with SIGINT ignored, which children would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if IS_ROOT and ctypes.CDLL(None, use_errno=True).unshare(0x00020000) == 0:  # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
+def left_behind():
+    return sorted(
+        entry for entry in os.listdir(SHM) if entry.startswith((PREFIX, ".sharr-tmp-"))
+    )
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def name():
+    """A name under shm:// that no other test has; what begins with it goes at the end."""
+    stem = f"{PREFIX}{next(_numbers)}"
+    yield stem
+    for entry in SHM.glob(stem + "*"):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    assert left_behind() == []
+
+
+def python(code, *args, check=True, timeout=120, **kwargs):
+    """Run code in another process; returns what it printed."""
+    done = subprocess.run(
+        [PYTHON, "-c", textwrap.dedent(code), *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout, **kwargs,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    return done
+
+
+def in_small_shm(size, code, *args):
+    """Run code where /dev/shm is a tmpfs of that size."""
+    script = 'mount -t tmpfs -o size="$1",mode=1777 tmpfs /dev/shm && shift && exec "$@"'
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", size, PYTHON, "-c", textwrap.dedent(code),
+         *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def wait_until(condition, what):
+    """Poll for something another process does; a deadlock, not slowness, makes it fail."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def public_build(tmp_path_factory):
+    """The build where every user can read it."""
+    base = pathlib.Path("/tmp") / f"{PREFIX}build"
+    shutil.copytree(BUILD / "python", base / "python")
+    shutil.copytree(BUILD / "bin", base / "bin")
+    shutil.copy2(sharrfs_binary(), base / "bin" / "sharrfs")
+    for path in [base, *base.rglob("*")]:
+        path.chmod(0o755)
+    yield base
+    shutil.rmtree(base)
+
+
+def sharrfs_binary():
+    return os.environ.get("SHARR_SHARRFS", str(BUILD / "bin" / "sharrfs"))
+
+
+def as_nobody(*command):
+    return [
+        "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *map(str, command)
+    ]  # fmt: skip
