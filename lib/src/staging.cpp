@@ -204,14 +204,16 @@ void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
 }
 
 void Staging::publish() {
-  // Somebody may remove an empty namespace before the array is in it.
+  // Somebody may remove an empty namespace before the array is in it, even in a tight loop that wins
+  // nearly always: give up after a second or so.
+  constexpr int max_tries = 100'000;
   for (int tries = 0;; ++tries) {
     Place place;
     if (namespace_missing_) {
       try {
         place = place_of(name_, true);
       } catch (const Error& error) {
-        if (error.errnum() == ENOENT && tries < 1000) continue;
+        if (error.errnum() == ENOENT && tries < max_tries) continue;
         if (error.errnum() == ENOSPC) throw_no_inode();  // a directory takes nothing else
         throw;
       }
@@ -219,7 +221,7 @@ void Staging::publish() {
     if (give_name(namespace_missing_ ? place : place_)) return;
     const int errnum = errno;
     unmake(place.made);
-    if (errnum != ENOENT || !name_.shm() || tries == 1000) throw_failed(errnum);
+    if (errnum != ENOENT || !name_.shm() || tries == max_tries) throw_failed(errnum);
     namespace_missing_ = true;
   }
 }
