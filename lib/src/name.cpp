@@ -9,9 +9,10 @@
 namespace sharr {
 namespace {
 
+using detail::shm_directory;
+
 constexpr std::string_view shm_scheme = "shm://";
 constexpr std::string_view file_scheme = "file://";
-constexpr std::string_view shm_directory = "/dev/shm";
 
 std::string_view last_component(std::string_view path) {
   return path.substr(path.rfind('/') + 1);  // npos + 1 is 0
@@ -34,7 +35,7 @@ std::string_view shm_path(std::string_view given, std::string_view rest, bool di
       throw ArgumentError(given, "the name has a component '.' or '..'");
     }
     // A namespace too: list() passes over whatever has such a name.
-    if (detail::reserved(component)) {
+    if (reserved(component)) {
       throw ArgumentError(given, "the name is reserved for temporary files");
     }
     if (slash == std::string_view::npos) break;
@@ -48,7 +49,7 @@ std::string checked_path(std::string_view given, std::string_view path) {
   if (path.find('\0') != std::string_view::npos) {
     throw ArgumentError(given, "the path has a NUL byte");
   }
-  if (detail::reserved(last_component(path))) {
+  if (reserved(last_component(path))) {
     throw ArgumentError(given, "the name is reserved for temporary files");
   }
   return std::string(path);

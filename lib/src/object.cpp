@@ -12,6 +12,7 @@
 
 #include "literal.hpp"
 #include "npy.hpp"
+#include "staging.hpp"
 #include "system.hpp"
 #include "upstream.hpp"
 
@@ -36,8 +37,10 @@ std::size_t read_at(int fd, char* buffer, std::size_t size, std::uint64_t offset
   return done;
 }
 
-Info read_npy(int fd, std::string_view head, std::size_t header, std::uint64_t file_size,
-              std::string_view uri) {
+// What the header says, which may be more than the file holds. header: its size, of which head is
+// the beginning.
+Info read_header(int fd, std::string_view head, std::size_t header, std::uint64_t file_size,
+                 std::string_view uri) {
   if (header > file_size) {
     throw FormatError(uri, fmt::format("truncated: its header needs {} bytes, the file has {}",
                                        header, file_size));
@@ -52,18 +55,28 @@ Info read_npy(int fd, std::string_view head, std::size_t header, std::uint64_t f
   return detail::parse_header(whole);
 }
 
-Info read(int fd, std::uint64_t file_size, std::string_view uri) {
+// The same of the file open as fd; none when it is no NPY file at all.
+std::optional<Info> read_npy(int fd, std::uint64_t file_size, std::string_view uri) {
   std::array<char, page> buffer;
   const std::size_t wanted = std::min<std::uint64_t>(page, file_size);
   const std::string_view head(buffer.data(), read_at(fd, buffer.data(), wanted, 0, uri));
-  if (const std::size_t header = detail::header_size(head)) {
-    Info info = read_npy(fd, head, header, file_size, uri);
-    if (info.nbytes > file_size - info.offset) {
-      throw FormatError(uri, fmt::format("truncated: {} of {} need {} bytes, the file has {}",
-                                         shape_text(info.shape), info.dtype.descr(),
-                                         info.offset + info.nbytes, file_size));
-    }
-    return info;
+  const std::size_t header = detail::header_size(head);
+  if (header == 0) return {};
+  return read_header(fd, head, header, file_size, uri);
+}
+
+void check_size(const Info& info, std::uint64_t file_size, std::string_view uri) {
+  if (info.nbytes > file_size - info.offset) {
+    throw FormatError(uri, fmt::format("truncated: {} of {} need {} bytes, the file has {}",
+                                       shape_text(info.shape), info.dtype.descr(),
+                                       info.offset + info.nbytes, file_size));
+  }
+}
+
+Info read(int fd, std::uint64_t file_size, std::string_view uri) {
+  if (auto info = read_npy(fd, file_size, uri)) {
+    check_size(*info, file_size, uri);
+    return *std::move(info);
   }
   std::array<char, detail::max_trailer> tail;
   const std::size_t size = std::min<std::uint64_t>(tail.size(), file_size);
@@ -77,7 +90,7 @@ Info read(int fd, std::uint64_t file_size, std::string_view uri) {
 // it. Opening anything else to read could wake whoever waits at a FIFO or move a tape.
 std::optional<Entry> read_entry(int dirfd, std::string name, std::string_view prefix,
                                 bool regular) {
-  if (detail::reserved(name) || name == "." || name == "..") return {};
+  if (reserved(name) || name == "." || name == "..") return {};
   Entry entry{.name = std::move(name), .st = {}, .info = {}};
   if (!regular) {
     const FileDescriptor fd = open_beneath(dirfd, entry.name, O_PATH);
@@ -85,7 +98,9 @@ std::optional<Entry> read_entry(int dirfd, std::string name, std::string_view pr
     if (S_ISDIR(entry.st.st_mode)) return entry;
     if (!S_ISREG(entry.st.st_mode)) return {};
   }
-  const FileDescriptor fd = open_beneath(dirfd, entry.name, O_RDONLY);
+  // To look is not to use. Who may not leave the time of access alone looks all the same.
+  FileDescriptor fd = open_beneath(dirfd, entry.name, O_RDONLY | O_NOATIME);
+  if (!fd && errno == EPERM) fd = open_beneath(dirfd, entry.name, O_RDONLY);
   if (!fd || fstat(fd.get(), &entry.st) != 0 || !S_ISREG(entry.st.st_mode)) return {};
   try {
     entry.info = read_info(fd.get(), entry.st, std::string(prefix) + entry.name);
@@ -113,9 +128,13 @@ std::uint64_t Info::size() const noexcept {
   return count;
 }
 
-Info read_info(int fd, const struct stat& st, std::string_view uri) {
+namespace {
+
+// What read says, with its errors as read_info() promises them.
+template <class Read>
+Info named(std::string_view uri, Read&& read) {
   try {
-    Info info = read(fd, static_cast<std::uint64_t>(st.st_size), uri);
+    Info info = read();
     info.name = uri;
     return info;
   } catch (const detail::ParseError& error) {
@@ -123,6 +142,12 @@ Info read_info(int fd, const struct stat& st, std::string_view uri) {
   } catch (const ArgumentError& error) {
     throw FormatError(uri, std::string("not an array: ") + error.message());
   }
+}
+
+}  // namespace
+
+Info read_info(int fd, const struct stat& st, std::string_view uri) {
+  return named(uri, [&] { return read(fd, static_cast<std::uint64_t>(st.st_size), uri); });
 }
 
 std::vector<Entry> scan(int dirfd, std::string_view prefix) {
@@ -144,6 +169,10 @@ std::vector<Entry> scan(int dirfd, std::string_view prefix) {
     }
     const std::string_view name = item->d_name;
     if (name == "." || name == "..") continue;
+    if (reserved(name)) {
+      detail::sweep(directory, item->d_name);
+      continue;
+    }
     if (item->d_type != DT_REG && item->d_type != DT_DIR && item->d_type != DT_UNKNOWN) continue;
     auto entry = read_entry(directory, item->d_name, prefix, item->d_type == DT_REG);
     if (entry) entries.push_back(*std::move(entry));
@@ -152,6 +181,56 @@ std::vector<Entry> scan(int dirfd, std::string_view prefix) {
 
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix) {
   return read_entry(dirfd, name, prefix, false);
+}
+
+struct Draft::State {
+  State(int dirfd, std::string_view uri, mode_t mode)
+      : name(uri), staging(name, place(dirfd, {}), mode) {}
+
+  detail::Place place(int dirfd, const std::string& file) const {
+    FileDescriptor opened = open_beneath(dirfd, ".", O_PATH | O_DIRECTORY);
+    if (!opened) detail::throw_errno(name);
+    return {.opened = std::move(opened), .directory = ".", .file = file, .made = {}};
+  }
+
+  Name name;
+  detail::Staging staging;
+};
+
+Draft::Draft(int dirfd, std::string_view uri, mode_t mode)
+    : state_(std::make_unique<State>(dirfd, uri, mode)) {}
+Draft::Draft(Draft&& other) noexcept = default;
+Draft::~Draft() = default;
+
+int Draft::fd() const noexcept { return state_->staging.fd(); }
+
+Info Draft::check(bool declared) const {
+  const std::string& uri = state_->name.given();
+  const auto size = static_cast<std::uint64_t>(detail::stat_file(fd(), uri).st_size);
+  Info info = named(uri, [&] {
+    auto npy = read_npy(fd(), size, uri);
+    if (!npy) throw FormatError(uri, "not an array: not an NPY file");
+    return *std::move(npy);
+  });
+  if (declared && size == info.offset) return info;
+  check_size(info, size, uri);
+  if (size > info.offset + info.nbytes) {
+    throw FormatError(uri, fmt::format("too long: {} of {} need {} bytes, the file has {}",
+                                       shape_text(info.shape), info.dtype.descr(),
+                                       info.offset + info.nbytes, size));
+  }
+  return info;
+}
+
+void Draft::reserve(const Info& info) {
+  const std::uint64_t size = info.offset + info.nbytes;
+  const off_t hole = lseek(fd(), 0, SEEK_HOLE);
+  // A file system that knows no holes says EINVAL, one without any the size.
+  if (hole < 0 || static_cast<std::uint64_t>(hole) < size) state_->staging.allocate(size, {});
+}
+
+void Draft::publish(int dirfd, const std::string& name, bool replace) {
+  state_->staging.publish(state_->place(dirfd, name), replace);
 }
 
 }  // namespace sharr

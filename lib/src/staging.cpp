@@ -36,24 +36,53 @@ std::uint64_t available_memory() {
   return known ? kib * 1024 : UINT64_MAX;
 }
 
-// Removes the temporary files of makers that died: those that no living process holds locked.
-void sweep(int at, const std::string& directory) {
+// Sweeps a whole directory.
+void sweep_all(int at, const std::string& directory) {
   FileDescriptor fd(openat(at, directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return;  // a directory that may be written but not read
   const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
   if (!stream) return;
   fd.release();
   while (const dirent* item = readdir(stream.get())) {
-    if (!reserved(item->d_name)) continue;
-    const FileDescriptor file(openat(dirfd(stream.get()), item->d_name,
-                                     O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
-    if (file && flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
-      unlinkat(dirfd(stream.get()), item->d_name, 0);
-    }
+    if (reserved(item->d_name)) sweep(dirfd(stream.get()), item->d_name);
   }
 }
 
+// A new reserved name.
+std::string temporary_name() {
+  std::uint64_t random = 0;
+  if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
+    throw Error(errno, "getrandom");
+  }
+  return fmt::format("{}{:016x}", temporary_prefix, random);
+}
+
 }  // namespace
+
+void sweep(int dirfd, const char* name) noexcept {
+  const FileDescriptor file(
+      openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+  struct stat st;
+  if (file && fstat(file.get(), &st) == 0 && S_ISREG(st.st_mode) &&
+      flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
+    unlinkat(dirfd, name, 0);
+  }
+}
+
+Staging::Staging(const Name& name, Place place, mode_t mode)
+    : name_(name), size_(0), place_(std::move(place)) {
+  open(mode);
+  if (!file_) throw_failed(errno);
+}
+
+void Staging::open(mode_t mode) {
+  file_ = FileDescriptor(
+      openat(place_.at(), place_.directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, mode));
+  // EISDIR: a kernel or file system that does not know the flag sees a directory to be written.
+  if (!file_ && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOSYS || errno == EINVAL)) {
+    open_temporary(mode);
+  }
+}
 
 Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size) {
   try {
@@ -61,47 +90,35 @@ Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size
   } catch (const Error& error) {
     if (error.errnum() != ENOENT || !name.shm()) throw;
     namespace_missing_ = true;
-    place_ = {.opened = {}, .directory = "/dev/shm", .file = {}, .made = {}};
+    place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
   }
   if (size >= large && !namespace_missing_ &&
       faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
     throw Error(EEXIST, name.given());
   }
-  const auto open = [&] {
-    file_ = FileDescriptor(openat(place_.at(), place_.directory.c_str(),
-                                  O_TMPFILE | O_RDWR | O_CLOEXEC, creation_mode));
-  };
-  open();
+  open(creation_mode);
   if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
     // Somebody has removed the empty namespace since.
     namespace_missing_ = true;
-    place_ = {.opened = {}, .directory = "/dev/shm", .file = {}, .made = {}};
-    open();
+    place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
+    open(creation_mode);
   }
-  if (!file_) {
-    // EISDIR: a kernel or file system that does not know the flag sees a directory to be written.
-    if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOSYS && errno != EINVAL) {
-      throw_failed(errno);
-    }
-    open_temporary();
-  }
+  if (!file_) throw_failed(errno);
 }
 
 Staging::~Staging() {
   if (!temporary_.empty()) unlinkat(place_.at(), temporary_.c_str(), 0);
 }
 
-void Staging::open_temporary() {
-  sweep(place_.at(), place_.directory);
+void Staging::open_temporary(mode_t mode) {
+  sweep_all(place_.at(), place_.directory);
   while (true) {
-    std::uint64_t random = 0;
-    if (getrandom(&random, sizeof(random), 0) != sizeof(random)) throw_errno(name_);
-    std::string path = fmt::format("{}/{}{:016x}", place_.directory, temporary_prefix, random);
+    std::string path = place_.directory + "/" + temporary_name();
     FileDescriptor fd(openat(place_.at(), path.c_str(),
-                             O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, creation_mode));
+                             O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
     if (!fd) {
       if (errno == EEXIST) continue;
-      throw_failed(errno);
+      return;
     }
     // The lock says that the maker lives. Another maker's sweep may come before it: then the file
     // is gone or about to go.
@@ -118,7 +135,7 @@ void Staging::open_temporary() {
 void Staging::throw_no_inode() const {
   throw Error(ENOSPC, name_.given(),
               fmt::format("no inode left for one more file in {}; delete some{}",
-                          name_.shm() ? "/dev/shm" : place_.directory,
+                          name_.shm() ? shm_directory : place_.directory,
                           name_.shm() ? ", or as root allow more: mount -o "
                                         "remount,nr_inodes=NUMBER /dev/shm"
                                       : ""));
@@ -145,25 +162,31 @@ void Staging::throw_no_space(int errnum) const {
   }
   throw Error(errnum, name_.given(),
               fmt::format("no space left: {} needed, {} free in {}; {}", human_size(size_), free,
-                          name_.shm() ? "/dev/shm" : place_.directory,
+                          name_.shm() ? shm_directory : place_.directory,
                           name_.shm() ? "delete arrays, or as root enlarge it: mount -o "
                                         "remount,size=SIZE /dev/shm"
                                       : "free some there"));
 }
 
-void Staging::check_space() const {
+void Staging::check_space(std::uint64_t bytes) const {
   struct statfs fs {};
   if (fstatfs(file_.get(), &fs) != 0) throw_errno(name_);
   if (fs.f_blocks == 0) return;  // a tmpfs without limit, or one that does not tell
   const auto free = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail);
-  if (size_ / static_cast<std::uint64_t>(fs.f_bsize) > free) throw_no_space(ENOSPC);
+  if (bytes / static_cast<std::uint64_t>(fs.f_bsize) > free) throw_no_space(ENOSPC);
   // A tmpfs may promise more than the machine has; taking it would end in the kernel killing
   // somebody.
-  if (fs.f_type == TMPFS_MAGIC && size_ > available_memory()) throw_no_space(ENOSPC);
+  if (fs.f_type == TMPFS_MAGIC && bytes > available_memory()) throw_no_space(ENOSPC);
 }
 
 void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_signal) {
-  if (reserved >= large) check_space();
+  size_ = std::max(size_, reserved);
+  if (reserved >= large) {
+    struct stat st;
+    if (fstat(file_.get(), &st) != 0) throw_errno(name_);
+    const std::uint64_t taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
+    check_space(reserved - std::min(reserved, taken));
+  }
   // In pieces: an older tmpfs undoes a piece that a signal interrupts, so that a program with a
   // timer would never get a large one, and a newer one hears no signal before a piece is done.
   // Interrupted pieces shrink until they fit between two signals.
@@ -204,8 +227,8 @@ void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
 }
 
 void Staging::publish() {
-  // Somebody may remove an empty namespace before the array is in it, even in a tight loop that wins
-  // nearly always: give up after a second or so.
+  // Somebody may remove an empty namespace before the array is in it, even in a tight loop that
+  // wins nearly always: give up after a second or so.
   constexpr int max_tries = 100'000;
   for (int tries = 0;; ++tries) {
     Place place;
@@ -226,6 +249,43 @@ void Staging::publish() {
   }
 }
 
+void Staging::publish(const Place& place, bool replace) {
+  if (!(replace ? replace_name(place) : give_name(place))) throw_failed(errno);
+}
+
+bool Staging::replace_name(const Place& place) {
+  const int at = place.at();
+  const char* const file = place.file.c_str();
+  if (!temporary_.empty()) {
+    if (renameat(place_.at(), temporary_.c_str(), at, file) != 0) return false;
+    temporary_.clear();
+    return true;
+  }
+  // Only a rename replaces, and it takes a name. The lock tells sweep() that its maker lives; where
+  // it cannot be had, somebody else's does.
+  const bool locked = flock(file_.get(), LOCK_SH | LOCK_NB) == 0;
+  std::string temporary;
+  bool linked = false;
+  do {
+    temporary = temporary_name();
+    linked = link(at, temporary.c_str());
+  } while (!linked && errno == EEXIST);
+  const bool renamed = linked && renameat(at, temporary.c_str(), at, file) == 0;
+  const int errnum = errno;
+  if (linked && !renamed) unlinkat(at, temporary.c_str(), 0);
+  if (locked) flock(file_.get(), LOCK_UN);
+  errno = errnum;
+  return renamed;
+}
+
+bool Staging::link(int at, const char* file) const {
+  if (linkat(file_.get(), "", at, file, AT_EMPTY_PATH) == 0) return true;
+  // Before Linux 6.10 that takes a capability, and its lack is ENOENT.
+  if (errno != ENOENT) return false;
+  const std::string self = fmt::format("/proc/self/fd/{}", file_.get());
+  return linkat(AT_FDCWD, self.c_str(), at, file, AT_SYMLINK_FOLLOW) == 0;
+}
+
 bool Staging::give_name(const Place& place) {
   const int at = place.at();
   const char* const file = place.file.c_str();
@@ -238,11 +298,7 @@ bool Staging::give_name(const Place& place) {
     // The destructor removes the other name.
     return linkat(place_.at(), temporary_.c_str(), at, file, 0) == 0;
   }
-  if (linkat(file_.get(), "", at, file, AT_EMPTY_PATH) == 0) return true;
-  // Before Linux 6.10 that takes a capability, and its lack is ENOENT.
-  if (errno != ENOENT) return false;
-  const std::string self = fmt::format("/proc/self/fd/{}", file_.get());
-  return linkat(AT_FDCWD, self.c_str(), at, file, AT_SYMLINK_FOLLOW) == 0;
+  return link(at, file);
 }
 
 }  // namespace sharr::detail

@@ -16,20 +16,30 @@ class Staging {
   // space at once, because finding out the slow way takes seconds and other people's memory.
   // name must outlive this. Throws Error.
   Staging(const Name& name, std::uint64_t size);
+  // In a directory that is open already (place.file does not count), for one who comes to know size
+  // and name later. mode as for open(2).
+  Staging(const Name& name, Place place, mode_t mode);
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
   ~Staging();
 
   int fd() const noexcept { return file_.get(); }
-  // Gives the file its size, with memory or blocks behind the first `reserved` bytes.
+  // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal);
   // Gives the file its name. Throws Error EEXIST when there is one already.
   void publish();
+  // The same for a name in a directory that is open already; with replace whatever has the name
+  // loses it, in one step.
+  void publish(const Place& place, bool replace);
 
  private:
-  void open_temporary();
-  void check_space() const;
-  bool give_name(const Place& place);  // false with errno set
+  void open(mode_t mode);  // leaves file_ empty with errno set when it fails
+  void open_temporary(mode_t mode);
+  void check_space(std::uint64_t bytes) const;
+  // These return false with errno set.
+  bool give_name(const Place& place);
+  bool replace_name(const Place& place);
+  bool link(int at, const char* file) const;
   [[noreturn]] void throw_failed(int errnum) const;
   [[noreturn]] void throw_no_inode() const;
   [[noreturn]] void throw_no_space(int errnum) const;
@@ -42,5 +52,8 @@ class Staging {
   FileDescriptor file_;
   std::string temporary_;  // its name, relative to place_, where O_TMPFILE is not to be had
 };
+
+// Removes a file with a reserved name when its maker is dead: no living process holds it locked.
+void sweep(int dirfd, const char* name) noexcept;
 
 }  // namespace sharr::detail

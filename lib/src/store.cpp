@@ -82,6 +82,7 @@ void look_behind_mount(const Name& name, FileDescriptor& fd, struct stat& st, in
   const ssize_t length = fgetxattr(fd.get(), uri_attribute, uri.data(), uri.size());
   if (length <= 0 || !trusted_mount(st)) return;
   // A write(2) in between changes the time of the one or the other, a new array of that name all.
+  int missing = 0;
   for (int tries = 0; tries < 100; ++tries) {
     try {
       const Name other(std::string_view(uri.data(), static_cast<std::size_t>(length)));
@@ -92,12 +93,42 @@ void look_behind_mount(const Name& name, FileDescriptor& fd, struct stat& st, in
         st = found;
         return;
       }
-      fd = detail::open_file(name, flags);
-      st = detail::stat_file(fd.get(), name.given());
+    } catch (const Error& error) {
+      if (error.errnum() != ENOENT) return;
+      if (++missing == 5) return;  // out of reach, as in another container
+    }
+    fd = detail::open_file(name, flags);  // which may say that the name is gone
+    st = detail::stat_file(fd.get(), name.given());
+  }
+}
+
+// The same for the directory in which a file is to be made; nothing changes where it is on no such
+// mount.
+Name behind_mount(const Name& name) {
+  if (name.shm()) return name;
+  const std::size_t leaf = name.path().rfind('/') + 1;
+  const std::string directory = leaf == 0 ? "." : name.path().substr(0, leaf);
+  for (int tries = 0; tries < 100; ++tries) {
+    struct stat st;
+    if (stat(directory.c_str(), &st) != 0 || major(st.st_dev) != 0 ||
+        st.st_blksize != mount_block_size) {
+      return name;
+    }
+    std::array<char, PATH_MAX + 16> uri;
+    const ssize_t length = getxattr(directory.c_str(), uri_attribute, uri.data(), uri.size());
+    if (length <= 0 || !trusted_mount(st)) return name;
+    try {
+      const Name other = Name::directory({uri.data(), static_cast<std::size_t>(length)});
+      const FileDescriptor behind = open_directory(other);
+      struct stat found;
+      if (fstat(behind.get(), &found) == 0 && found.st_dev != st.st_dev && same_file(found, st)) {
+        return name.moved_to(other, name.path().substr(leaf));
+      }
     } catch (const Error&) {
-      return;
+      break;
     }
   }
+  return name;
 }
 
 bool one_order(const Shape& shape) {
@@ -105,8 +136,9 @@ bool one_order(const Shape& shape) {
          std::ranges::find(shape, 0) != shape.end();
 }
 
-Array create_new(const Name& name, const Shape& shape, const Dtype& dtype,
+Array create_new(const Name& given, const Shape& shape, const Dtype& dtype,
                  const CreateOptions& options) {
+  const Name name = behind_mount(given);
   std::string header;
   std::uint64_t nbytes = 0;
   try {
@@ -115,7 +147,7 @@ Array create_new(const Name& name, const Shape& shape, const Dtype& dtype,
   } catch (const ParseError& error) {
     throw ArgumentError(name.given(), error.what());
   }
-  Info info{.name = name.uri(),
+  Info info{.name = given.uri(),
             .dtype = dtype,
             .shape = shape,
             .order = options.order,

@@ -1,6 +1,7 @@
 #include "system.hpp"
 
 #include <fmt/format.h>
+#include <linux/limits.h>
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,12 +21,10 @@ int openat2(int dirfd, const char* path, int flags, unsigned mode, std::uint64_t
   return static_cast<int>(syscall(SYS_openat2, dirfd, path, &how, sizeof(how)));
 }
 
-constexpr std::string_view shm_directory = "/dev/shm";
-
 constexpr int object_flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
 
 // Where a name under shm:// has directories: NO_SYMLINKS holds for each of them.
-bool nested(const Name& name) { return name.path().rfind('/') > shm_directory.size(); }
+bool nested(const Name& name) { return name.path().rfind('/') > detail::shm_directory.size(); }
 
 }  // namespace
 
@@ -33,11 +32,26 @@ FileDescriptor::~FileDescriptor() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) noexcept {
+FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) {
+  constexpr std::uint64_t resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV;
+  // A tree may be deeper than one path can say.
+  FileDescriptor at;
+  std::size_t from = 0;
+  while (path.size() - from >= PATH_MAX) {
+    const std::size_t slash = path.rfind('/', from + PATH_MAX - 2);
+    if (slash == std::string::npos || slash <= from) {
+      errno = ENAMETOOLONG;
+      return {};
+    }
+    at = FileDescriptor(openat2(at ? at.get() : dirfd, path.substr(from, slash - from).c_str(),
+                                O_PATH | O_DIRECTORY | O_CLOEXEC, 0, resolve));
+    if (!at) return {};
+    from = slash + 1;
+  }
   // openat2 refuses flags that O_PATH gives no meaning.
   const int more = (flags & O_PATH) != 0 ? O_CLOEXEC | O_NOFOLLOW : object_flags;
-  return FileDescriptor(openat2(dirfd, path.c_str(), flags | more, 0,
-                                RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV));
+  return FileDescriptor(
+      openat2(at ? at.get() : dirfd, path.c_str() + from, flags | more, 0, resolve));
 }
 
 namespace detail {
@@ -141,7 +155,7 @@ std::string human_size(std::uint64_t bytes) {
 }  // namespace detail
 
 FileDescriptor open_directory(const Name& name) {
-  const bool root = name.path() == shm_directory;
+  const bool root = name.path() == detail::shm_directory;
   FileDescriptor fd(openat2(AT_FDCWD, name.path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
                             name.shm() && !root ? RESOLVE_NO_SYMLINKS : 0));
   if (!fd) detail::throw_open_error(name);

@@ -4,11 +4,15 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sharr/object.hpp"
 
 namespace sharr::detail {
+
+// What names under shm:// are relative to.
+constexpr std::string_view shm_directory = "/dev/shm";
 
 // Throws Error for errno.
 [[noreturn]] void throw_errno(const Name& name);
@@ -41,12 +45,6 @@ struct Place {
 Place place_of(const Name& name, bool make_namespace = false);
 // Removes the directories that were made for a place, as far as nobody has used them.
 void unmake(std::vector<Place::Made>& made) noexcept;
-
-// The names that create() uses where there is no O_TMPFILE begin with this; no array may.
-constexpr std::string_view temporary_prefix = ".sharr-tmp-";
-constexpr bool reserved(std::string_view name) noexcept {
-  return name.starts_with(temporary_prefix);
-}
 
 // "1.5 MiB".
 std::string human_size(std::uint64_t bytes);

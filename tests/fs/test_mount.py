@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import filecmp
 import mmap
 import os
@@ -102,7 +103,9 @@ def test_entries_are_those_behind(space):
     os.mkfifo(behind / "fifo")
     os.symlink("a", behind / "link")
     os.symlink("jobs", behind / "dirlink")
-    (behind / ".sharr-tmp-0").write_bytes((behind / "a").read_bytes())
+    temporary = open(behind / ".sharr-tmp-0", "wb")
+    fcntl.flock(temporary, fcntl.LOCK_SH)  # its maker lives
+    temporary.write((behind / "a").read_bytes())
     assert sorted(os.listdir(point)) == ["a", "jobs", "sparse"]
     assert os.listdir(point / "jobs") == ["7"] and os.listdir(point / "jobs/7") == ["b"]
     for other in ("text", "short", "fifo", "link", "dirlink", "dirlink/7", ".sharr-tmp-0", "no"):
@@ -124,7 +127,10 @@ def test_entries_are_those_behind(space):
     for entry in os.scandir(point):
         assert entry.is_dir() == (entry.name == "jobs") and entry.is_file() != entry.is_dir()
         assert entry.inode() == os.stat(behind / entry.name).st_ino
-    os.unlink(behind / ".sharr-tmp-0")
+    assert (behind / ".sharr-tmp-0").exists()
+    temporary.close()
+    os.listdir(point)  # and now it does not
+    assert not (behind / ".sharr-tmp-0").exists()
 
 
 def test_changes_beside_are_seen_at_once(space):

@@ -89,7 +89,7 @@ class Staging : public testing::Test {
   // The temporary files that lie about.
   std::vector<std::string> temporaries() const {
     std::vector<std::string> names = space_.files();
-    std::erase_if(names, [](const std::string& name) { return !detail::reserved(name); });
+    std::erase_if(names, [](const std::string& name) { return !reserved(name); });
     return names;
   }
   // A container may have little of it.
@@ -138,7 +138,7 @@ TEST_F(Staging, WithoutTmpfileMissingNamespacesAreMade) {
   create(space_.uri("x/y/a"), {3}, Dtype("f8"));
   EXPECT_EQ(info(space_.uri("x/y/a")).shape, Shape{3});
   for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    EXPECT_FALSE(detail::reserved(entry.path().filename().string()));
+    EXPECT_FALSE(reserved(entry.path().filename().string()));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -41,8 +42,16 @@ class FileDescriptor {
 FileDescriptor open_directory(const Name& name);
 
 // Opens path below dirfd without following a symbolic link, leaving dirfd's tree or its file
-// system, or blocking on a FIFO. Returns an empty descriptor with errno set when it cannot be had.
-FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) noexcept;
+// system, or blocking on a FIFO. The path may be longer than PATH_MAX. Returns an empty descriptor
+// with errno set when it cannot be had.
+FileDescriptor open_beneath(int dirfd, const std::string& path, int flags);
+
+// Names that begin so are those of files on their way to another name, where that takes one for a
+// moment; no array and no namespace may have one.
+constexpr std::string_view temporary_prefix = ".sharr-tmp-";
+constexpr bool reserved(std::string_view name) noexcept {
+  return name.starts_with(temporary_prefix);
+}
 
 // Reads what the array in an open file is. st is the file's fstat, uri becomes Info::name.
 // Throws FormatError, named by uri, when it is no array; Error when reading fails.
@@ -56,12 +65,41 @@ struct Entry {
 };
 
 // The arrays and directories directly in a directory, unsorted, with URIs that begin with prefix.
-// What is neither, cannot be opened, is on another file system or is a temporary name of create()
-// is left out. Throws Error when the directory itself cannot be read.
+// What is neither, cannot be opened, is on another file system or has a reserved name is left out;
+// a file of a reserved name whose maker is dead is removed. Throws Error when the directory itself
+// cannot be read.
 std::vector<Entry> scan(int dirfd, std::string_view prefix);
 
 // The one entry of that name, by the same rules; none when scan() would leave it out.
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix);
+
+// A file on its way to being an array, for whoever writes it byte by byte. Nobody sees it before it
+// is published; unless that happens it goes with this object, and when the process is killed, by
+// itself. One thread at a time.
+class Draft {
+ public:
+  // An empty file in the directory dirfd (O_PATH will do), mode as for open(2). uri is for
+  // messages. Throws Error: EACCES, ENOSPC, ENOENT where the directory has been removed.
+  Draft(int dirfd, std::string_view uri, mode_t mode);
+  Draft(Draft&& other) noexcept;
+  ~Draft();
+
+  // Open for reading and writing.
+  int fd() const noexcept;
+  // What the file is when it is one whole NPY array and nothing else. With `declared` a header
+  // alone will do; it stands for an array of zeros. Throws FormatError, Error when reading fails.
+  Info check(bool declared) const;
+  // Gives the file the size that info says, which check() returned, and memory or blocks where it
+  // has holes. Throws Error ENOSPC.
+  void reserve(const Info& info);
+  // Gives it its name in the directory dirfd. Throws Error EEXIST when there is one already, unless
+  // that is to be replaced, which happens in one step; ENOENT where the directory has been removed.
+  void publish(int dirfd, const std::string& name, bool replace);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // How attach() knows a file on a sharrfs mount: its st_blksize, and the xattr that holds the URI of
 // the object behind it.

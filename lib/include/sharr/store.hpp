@@ -10,8 +10,8 @@
 //   file:///data/a   the path /data/a;  file://rel/a  the relative path rel/a
 //   a, jobs/7/a      the same as shm://a and shm://jobs/7/a
 //   /data/a          the same as file:///data/a
-// Empty components, "." and ".." under shm://, a NUL byte, an unknown scheme, a component under shm://
-// or a file name that begins with ".sharr-tmp-" are ArgumentErrors; an empty path is ENOENT.
+// Empty components, "." and ".." under shm://, a NUL byte, an unknown scheme, a component under
+// shm:// or a file name that begins with ".sharr-tmp-" are ArgumentErrors; an empty path is ENOENT.
 // Under shm:// no symbolic link is followed and nothing but regular files is opened: /dev/shm is
 // world-writable. A path is resolved as open(2) does it. A path under a sharrfs mount stands for
 // the object behind it, which is mapped directly when this process can reach it.
@@ -67,6 +67,10 @@ class Name {
   const std::string& given() const noexcept { return given_; }  // as the caller gave it
   const std::string& path() const noexcept { return path_; }
   bool shm() const noexcept { return shm_; }
+  // The file `leaf` of a directory, under the name that was given here.
+  Name moved_to(const Name& directory, std::string_view leaf) const {
+    return {given_, directory.path_ + "/" + std::string(leaf), directory.shm_};
+  }
   // "shm://jobs/7/a" or "file:///data/a".
   std::string uri() const;
 
@@ -140,13 +144,14 @@ struct CreateOptions {
   bool reserve = true;
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
-  // Called when a signal interrupts the reservation of memory, and after every 64 MiB of a large one,
-  // the last included. May throw to give up.
+  // Called when a signal interrupts the reservation of memory, and after every 64 MiB of a large
+  // one, the last included. May throw to give up.
   std::function<void()> on_signal = {};
 };
 
 // Makes a zeroed array and publishes it whole: nobody ever sees the name on less. Mode 0666 less
-// the umask. Under shm:// missing namespaces are made; a path's directory must exist.
+// the umask. Under shm:// missing namespaces are made; a path's directory must exist. On a sharrfs
+// mount the array is made in the directory behind it, which this process must be able to reach.
 //
 // System calls where the file system has O_TMPFILE: open, fallocate, mmap, linkat, close. Three
 // things add to them: a name in a namespace opens the directory first; an array of 64 MiB or more

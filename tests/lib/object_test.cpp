@@ -1,0 +1,141 @@
+// Arrays by file descriptor: drafts on their way to a name, what is in a directory, deep paths.
+#include "sharr/object.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/file.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "support.hpp"
+
+namespace sharr {
+namespace {
+
+using test::caught;
+
+std::string npy(int count) {
+  std::string text =
+      "{'descr': '|u1', 'fortran_order': False, 'shape': (" + std::to_string(count) + ",), }";
+  text.resize(117, ' ');
+  return test::npy_header(1, text + "\n") + std::string(static_cast<std::size_t>(count), 'x');
+}
+
+class Drafts : public testing::Test {
+ protected:
+  Draft draft(std::string_view content) {
+    Draft made(directory_.get(), space_.uri("a"), 0644);
+    EXPECT_EQ(pwrite(made.fd(), content.data(), content.size(), 0),
+              static_cast<ssize_t>(content.size()));
+    return made;
+  }
+
+  test::Namespace space_;
+  FileDescriptor directory_ = open_directory(space_.directory());
+};
+
+TEST_F(Drafts, AppearWhenTheyArePublished) {
+  Draft made = draft(npy(5));
+  EXPECT_TRUE(space_.files().empty());
+  const Info info = made.check(false);
+  EXPECT_EQ(info.shape, Shape{5});
+  made.reserve(info);
+  made.publish(directory_.get(), "a", false);
+  EXPECT_EQ(test::read_file(space_.path("a")), npy(5));
+  EXPECT_EQ(space_.files(), std::vector<std::string>{"a"});
+}
+
+TEST_F(Drafts, LeaveNothing) {
+  { draft(npy(5)); }
+  EXPECT_TRUE(space_.files().empty());
+}
+
+TEST_F(Drafts, AreOneWholeArrayAndNothingElse) {
+  const std::string whole = npy(5);
+  for (std::size_t size = 0; size < whole.size(); ++size) {
+    EXPECT_EQ(caught([&] { draft(whole.substr(0, size)).check(false); }).errnum, EINVAL) << size;
+  }
+  const auto longer = caught([&] { draft(whole + "y").check(false); });
+  EXPECT_EQ(longer.errnum, EINVAL);
+  EXPECT_EQ(longer.message, "too long: (5,) of |u1 need 133 bytes, the file has 134");
+  EXPECT_EQ(longer.name, space_.uri("a"));
+}
+
+TEST_F(Drafts, AHeaderAloneIsAnArrayOfZerosIfDeclared) {
+  const std::string header = npy(5000).substr(0, 128);
+  EXPECT_EQ(caught([&] { draft(header).check(false); }).errnum, EINVAL);
+  Draft made = draft(header);
+  made.reserve(made.check(true));
+  made.publish(directory_.get(), "a", false);
+  EXPECT_EQ(test::read_file(space_.path("a")), header + std::string(5000, '\0'));
+  struct stat st;
+  ASSERT_EQ(stat(space_.path("a").c_str(), &st), 0);
+  EXPECT_GE(st.st_blocks * 512, 5128);
+}
+
+TEST_F(Drafts, MoreThanThereIsIsNoSpace) {
+  std::string header = npy(7).substr(0, 128);
+  header.replace(header.find("(7,), }             "), 20, "(4611686018427387,)}");
+  Draft made = draft(header);
+  const Info info = made.check(true);
+  EXPECT_EQ(caught([&] { made.reserve(info); }).errnum, ENOSPC);
+}
+
+TEST_F(Drafts, ReplaceInOneStepOrNotAtAll) {
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  const Array old = attach(space_.uri("a"));
+  Draft made = draft(npy(5));
+  EXPECT_EQ(caught([&] { made.publish(directory_.get(), "a", false); }).errnum, EEXIST);
+  made.publish(directory_.get(), "a", true);
+  EXPECT_EQ(attach(space_.uri("a")).info().shape, Shape{5});
+  EXPECT_EQ(old.info().shape, Shape{3});
+  EXPECT_EQ(space_.files(), std::vector<std::string>{"a"});
+  // The lock that kept it from being swept is gone.
+  const FileDescriptor fd(open(space_.path("a").c_str(), O_RDWR));
+  EXPECT_EQ(flock(fd.get(), LOCK_EX | LOCK_NB), 0);
+}
+
+TEST_F(Drafts, InADirectoryThatIsGoneAreNotPublished) {
+  std::filesystem::create_directory(space_.path("d"));
+  const FileDescriptor directory(open(space_.path("d").c_str(), O_PATH | O_DIRECTORY));
+  Draft made(directory.get(), space_.uri("d/a"), 0644);
+  std::filesystem::remove(space_.path("d"));
+  for (const bool replace : {false, true}) {
+    EXPECT_EQ(caught([&] { made.publish(directory.get(), "a", replace); }).errnum, ENOENT);
+  }
+}
+
+TEST_F(Drafts, WhatADeadMakerLeftGoesWhenSomebodyLooks) {
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  test::write_file(space_.path(".sharr-tmp-dead"), npy(5));
+  test::write_file(space_.path(".sharr-tmp-alive"), npy(5));
+  const FileDescriptor alive(open(space_.path(".sharr-tmp-alive").c_str(), O_RDWR));
+  ASSERT_EQ(flock(alive.get(), LOCK_SH), 0);
+  EXPECT_EQ(list(space_.directory()).size(), 1u);
+  std::vector<std::string> left = space_.files();
+  std::ranges::sort(left);
+  EXPECT_EQ(left, (std::vector<std::string>{".sharr-tmp-alive", "a"}));
+}
+
+TEST_F(Drafts, PathsMayBeLongerThanOneCallTakes) {
+  const std::string name(200, 'd');
+  std::string path;
+  FileDescriptor at = open_beneath(directory_.get(), ".", O_PATH | O_DIRECTORY);
+  for (int depth = 0; depth < 50; ++depth) {
+    ASSERT_EQ(mkdirat(at.get(), name.c_str(), 0755), 0);
+    at = open_beneath(at.get(), name, O_PATH | O_DIRECTORY);
+    path += (depth > 0 ? "/" : "") + name;
+  }
+  struct stat deepest;
+  struct stat found;
+  ASSERT_EQ(fstat(at.get(), &deepest), 0);
+  const FileDescriptor opened = open_beneath(directory_.get(), path, O_PATH | O_DIRECTORY);
+  ASSERT_TRUE(opened);
+  ASSERT_EQ(fstat(opened.get(), &found), 0);
+  EXPECT_EQ(found.st_ino, deepest.st_ino);
+  EXPECT_FALSE(open_beneath(directory_.get(), std::string(5000, 'x'), O_RDONLY));
+  EXPECT_EQ(errno, ENAMETOOLONG);
+}
+
+}  // namespace
+}  // namespace sharr
