@@ -18,6 +18,8 @@ class AsCaller {
   AsCaller(const AsCaller&) = delete;
   AsCaller& operator=(const AsCaller&) = delete;
   ~AsCaller();
+  // Whether that makes a difference.
+  bool switched() const { return switched_; }
 
  private:
   bool switched_ = false;

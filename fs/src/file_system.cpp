@@ -9,395 +9,94 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <exception>
+#include <limits>
 #include <system_error>
-#include <utility>
 
 #include "caller.hpp"
+#include "node.hpp"
 #include "passthrough.hpp"
+#include "process.hpp"
 
 namespace sharrfs {
 
 using sharr::Entry;
 using sharr::FileDescriptor;
 
-// An open file.
-struct FileSystem::Handle {
-  NodePtr node;
-  FileDescriptor fd;
-  bool writable = false;
-  bool passthrough = false;
-};
-
-struct FileSystem::Node {
-  fuse_ino_t id;
-  bool directory;
-  Key key;  // of a directory for good; of a file as bind() says
-  std::uint64_t lookups = 0;
-  // Where it was seen last.
-  NodePtr parent;
-  std::string name;
-  // While it is open: one backing id for all, because the kernel has room for one.
-  std::vector<Handle*> handles;
-  int backing_id = 0;
-  // When the file was opened first: its size, and where its data ended.
-  off_t size = 0;
-  std::uint64_t data_end = 0;
-};
-
 namespace {
 
 constexpr std::string_view attribute_prefix = "user.sharr.";
+// Far more than any tree has; a circle of directories, which moves beside the mount could make when
+// they are seen in an unlucky order, has none.
+constexpr std::size_t longest_path = std::size_t{1} << 20;
 
-[[noreturn]] void fail(int errnum) { throw std::system_error(errnum, std::generic_category()); }
+// Within this an open that was answered ESTALE has come back, or it has come to nothing.
+constexpr std::chrono::seconds longest_retry{10};
 
-struct Directory {
-  std::vector<Entry> entries;
+// To look is not to use: while this lives, reading leaves the time of access alone, where that may
+// be asked for.
+class Unnoticed {
+ public:
+  explicit Unnoticed(int fd) : fd_(fd), set_(fcntl(fd, F_SETFL, O_NOATIME) == 0) {}
+  Unnoticed(const Unnoticed&) = delete;
+  Unnoticed& operator=(const Unnoticed&) = delete;
+  ~Unnoticed() {
+    if (set_) fcntl(fd_, F_SETFL, 0);
+  }
+
+ private:
+  int fd_;
+  bool set_;
 };
 
 // The array in an open file; what is none is not there.
-sharr::Info read_array(int fd, const struct stat& st) {
+sharr::Info read_array(int fd, const struct stat& st, std::string_view uri = "") {
+  const Unnoticed unnoticed(fd);
   try {
-    return sharr::read_info(fd, st, "");
+    return sharr::read_info(fd, st, uri);
   } catch (const sharr::FormatError&) {
     fail(ENOENT);
   }
 }
 
+struct stat stat_of(int fd) {
+  struct stat st;
+  if (fstat(fd, &st) != 0) fail(errno);
+  return st;
+}
+
+// Another open file of what is open as fd.
+FileDescriptor reopen(int fd, int flags) {
+  return FileDescriptor(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), flags | O_CLOEXEC));
+}
+
+// For a line of the log.
+std::string printable(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    result += byte < 0x20 || byte == 0x7F ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+  }
+  return result;
+}
+
 }  // namespace
 
-// What libfuse calls. Each answers its request exactly once, with an errno for an exception.
-struct FileSystem::Operations {
-  static FileSystem& self(fuse_req_t request) {
-    return *static_cast<FileSystem*>(fuse_req_userdata(request));
-  }
-
-  template <class F>
-  static void answer(fuse_req_t request, F&& f) {
-    int errnum = 0;
-    try {
-      f();
-      return;
-    } catch (const std::system_error& error) {
-      errnum = error.code().value();
-    } catch (const std::bad_alloc&) {
-      errnum = ENOMEM;
-    } catch (const std::exception& error) {
-      fuse_log(FUSE_LOG_ERR, "%s\n", error.what());
-      errnum = EIO;
-    }
-    fuse_reply_err(request, errnum);
-  }
-
-  static Handle& handle(fuse_file_info* file) { return *reinterpret_cast<Handle*>(file->fh); }
-
-  static void init(void*, fuse_conn_info* conn) { passthrough::enable(conn); }
-
-  static void lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
-    answer(request, [&] {
-      FileSystem& fs = self(request);
-      const NodePtr directory = fs.find(parent);
-      struct stat st;
-      const FileDescriptor fd = fs.open_node(directory, O_PATH | O_DIRECTORY, st);
-      const auto entry = sharr::inspect(fd.get(), name, fs.prefix_of(directory));
-      if (!entry) fail(ENOENT);
-      const fuse_entry_param reply = fs.add(directory, *entry);
-      // An interrupted request was not delivered, so it will not be forgotten either.
-      if (fuse_reply_entry(request, &reply) != 0) fs.forget(reply.ino, 1);
-    });
-  }
-
-  static void forget(fuse_req_t request, fuse_ino_t id, std::uint64_t count) {
-    self(request).forget(id, count);
-    fuse_reply_none(request);
-  }
-
-  static void forget_multi(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
-    for (size_t i = 0; i < count; ++i) self(request).forget(forgets[i].ino, forgets[i].nlookup);
-    fuse_reply_none(request);
-  }
-
-  static void getattr(fuse_req_t request, fuse_ino_t id, fuse_file_info*) {
-    answer(request, [&] {
-      FileSystem& fs = self(request);
-      const struct stat st = fs.presented(fs.stat_node(fs.find(id)));
-      fuse_reply_attr(request, &st, 0);
-    });
-  }
-
-  static void open(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
-    answer(request, [&] {
-      FileSystem& fs = self(request);
-      // Both could only change the array's size.
-      if ((file->flags & (O_TRUNC | O_APPEND)) != 0) fail(EPERM);
-      const bool writable = (file->flags & O_ACCMODE) != O_RDONLY;
-      const NodePtr node = fs.find(id);
-      auto opened = std::make_unique<Handle>();
-      opened->node = node;
-      opened->writable = writable;
-      int backing_id = 0;
-      for (bool same = false; !same;) {
-        struct stat st;
-        opened->fd = fs.open_node(node, writable ? O_RDWR : O_RDONLY, st);
-        sharr::Info info = read_array(opened->fd.get(), st);
-        const std::lock_guard lock(fs.mutex_);
-        if (node->handles.empty()) {
-          fs.bind(*node, key_of(st));
-          node->size = st.st_size;
-          node->data_end = info.offset + info.nbytes;
-          if (!fs.direct_io_) node->backing_id = passthrough::open(fs.session_, opened->fd.get());
-        }
-        same = key_of(st) == node->key;  // else another thread was first to open another file
-        if (!same) continue;
-        node->handles.push_back(opened.get());
-        // Writes that pass through may go beyond the end, which there must be the trailer.
-        opened->passthrough = node->backing_id != 0 && !(writable && info.format == "SharedArray");
-        backing_id = opened->passthrough ? node->backing_id : 0;
-      }
-      file->fh = reinterpret_cast<std::uint64_t>(opened.get());
-      Handle* const handle = opened.release();
-      file->noflush = 1;  // there is nothing to flush: that saves each close(2) a round trip
-      int failed = 0;
-      if (backing_id != 0) {
-        failed = passthrough::reply_open(request, file, backing_id);
-      } else {
-        // Never cached: the pages change without the kernel's FUSE side knowing.
-        file->direct_io = 1;
-        failed = fuse_reply_open(request, file);
-      }
-      if (failed != 0) fs.close(std::unique_ptr<Handle>(handle));
-    });
-  }
-
-  static void release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
-    answer(request, [&] {
-      self(request).close(std::unique_ptr<Handle>(&handle(file)));
-      fuse_reply_err(request, 0);
-    });
-  }
-
-  static void read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset,
-                   fuse_file_info* file) {
-    answer(request, [&] {
-      std::vector<char> buffer(size);
-      const ssize_t n = pread(handle(file).fd.get(), buffer.data(), size, offset);
-      if (n < 0) fail(errno);
-      fuse_reply_buf(request, buffer.data(), static_cast<size_t>(n));
-    });
-  }
-
-  static void write(fuse_req_t request, fuse_ino_t, const char* data, size_t size, off_t offset,
-                    fuse_file_info* file) {
-    answer(request, [&] {
-      const int fd = handle(file).fd.get();
-      struct stat st;
-      if (fstat(fd, &st) != 0) fail(errno);
-      // An array does not grow: what reaches beyond its end is not written.
-      if (size > 0 && offset >= st.st_size) fail(EPERM);
-      const auto fits = std::min(size, static_cast<size_t>(st.st_size - offset));
-      const ssize_t n = pwrite(fd, data, fits, offset);
-      if (n < 0) fail(errno);
-      fuse_reply_write(request, static_cast<size_t>(n));
-    });
-  }
-
-  static void fsync(fuse_req_t request, fuse_ino_t, int data_only, fuse_file_info* file) {
-    const int fd = handle(file).fd.get();
-    const int failed = data_only != 0 ? fdatasync(fd) : ::fsync(fd);
-    fuse_reply_err(request, failed != 0 ? errno : 0);
-  }
-
-  static void lseek(fuse_req_t request, fuse_ino_t, off_t offset, int whence,
-                    fuse_file_info* file) {
-    const off_t found = ::lseek(handle(file).fd.get(), offset, whence);
-    if (found < 0) {
-      fuse_reply_err(request, errno);
-    } else {
-      fuse_reply_lseek(request, found);
-    }
-  }
-
-  static void opendir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
-    answer(request, [&] {
-      auto directory = std::make_unique<Directory>();
-      file->fh = reinterpret_cast<std::uint64_t>(directory.get());
-      if (fuse_reply_open(request, file) == 0) static_cast<void>(directory.release());
-    });
-  }
-
-  static void readdir(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset,
-                      fuse_file_info* file) {
-    answer(request, [&] {
-      FileSystem& fs = self(request);
-      Directory& directory = *reinterpret_cast<Directory*>(file->fh);
-      if (offset == 0) {  // the start, or rewinddir
-        const NodePtr node = fs.find(id);
-        struct stat st;
-        const FileDescriptor fd = fs.open_node(node, O_PATH | O_DIRECTORY, st);
-        directory.entries = sharr::scan(fd.get(), fs.prefix_of(node));
-        for (const char* name : {".", ".."}) {
-          directory.entries.push_back(Entry{.name = name, .st = st, .info = {}});
-        }
-      }
-      std::vector<char> buffer(size);
-      size_t used = 0;
-      for (auto i = static_cast<size_t>(offset); i < directory.entries.size(); ++i) {
-        const Entry& entry = directory.entries[i];
-        const size_t length =
-            fuse_add_direntry(request, buffer.data() + used, size - used, entry.name.c_str(),
-                              &entry.st, static_cast<off_t>(i + 1));
-        if (length > size - used) break;
-        used += length;
-      }
-      fuse_reply_buf(request, buffer.data(), used);
-    });
-  }
-
-  static void releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
-    delete reinterpret_cast<Directory*>(file->fh);
-    fuse_reply_err(request, 0);
-  }
-
-  static void getxattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
-    answer(request, [&] {
-      // The kernel asks for others (security.capability, ACLs) on its own account.
-      if (!std::string_view(name).starts_with(attribute_prefix)) fail(ENODATA);
-      for (const auto& [key, value] : self(request).attributes(id)) {
-        if (key == name) return reply_xattr(request, value, size);
-      }
-      fail(ENODATA);
-    });
-  }
-
-  static void listxattr(fuse_req_t request, fuse_ino_t id, size_t size) {
-    answer(request, [&] {
-      std::string names;
-      for (const auto& [key, value] : self(request).attributes(id)) {
-        if (value.size() <= XATTR_SIZE_MAX) names += key + '\0';
-      }
-      reply_xattr(request, names, size);
-    });
-  }
-
-  static void reply_xattr(fuse_req_t request, const std::string& value, size_t size) {
-    if (value.size() > XATTR_SIZE_MAX) fail(E2BIG);
-    if (size == 0) {
-      fuse_reply_xattr(request, value.size());
-    } else if (value.size() > size) {
-      fail(ERANGE);
-    } else {
-      fuse_reply_buf(request, value.data(), value.size());
-    }
-  }
-
-  static void unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
-    answer(request, [&] {
-      FileSystem& fs = self(request);
-      const NodePtr directory = fs.find(parent);
-      struct stat st;
-      const FileDescriptor fd = fs.open_node(directory, O_PATH | O_DIRECTORY, st);
-      const auto entry = sharr::inspect(fd.get(), name, fs.prefix_of(directory));
-      if (!entry) fail(ENOENT);
-      if (!entry->info) fail(EISDIR);
-      {
-        // The kernel has checked the caller's rights on what it knew; what is there now may be
-        // somebody else's.
-        const AsCaller caller(request);
-        if (unlinkat(fd.get(), name, 0) != 0) fail(errno);
-      }
-      fuse_reply_err(request, 0);
-    });
-  }
-
-  static void statfs(fuse_req_t request, fuse_ino_t) {
-    struct statvfs st;
-    if (fstatvfs(self(request).source_.get(), &st) != 0) {
-      fuse_reply_err(request, errno);
-    } else {
-      fuse_reply_statfs(request, &st);
-    }
-  }
-
-  // Refused: what would change an array's size or bring in a new file.
-  static void setattr(fuse_req_t request, fuse_ino_t, struct stat*, int, fuse_file_info*) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void mknod(fuse_req_t request, fuse_ino_t, const char*, mode_t, dev_t) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void mkdir(fuse_req_t request, fuse_ino_t, const char*, mode_t) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void rmdir(fuse_req_t request, fuse_ino_t, const char*) { fuse_reply_err(request, EPERM); }
-  static void symlink(fuse_req_t request, const char*, fuse_ino_t, const char*) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void rename(fuse_req_t request, fuse_ino_t, const char*, fuse_ino_t, const char*,
-                     unsigned) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void link(fuse_req_t request, fuse_ino_t, fuse_ino_t, const char*) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void create(fuse_req_t request, fuse_ino_t, const char*, mode_t, fuse_file_info*) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void setxattr(fuse_req_t request, fuse_ino_t, const char*, const char*, size_t, int) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void removexattr(fuse_req_t request, fuse_ino_t, const char*) {
-    fuse_reply_err(request, EPERM);
-  }
-  static void fallocate(fuse_req_t request, fuse_ino_t, int, off_t, off_t, fuse_file_info*) {
-    fuse_reply_err(request, EPERM);
-  }
-};
-
-const fuse_lowlevel_ops& FileSystem::operations() {
-  static const fuse_lowlevel_ops operations = [] {
-    fuse_lowlevel_ops ops{};
-    ops.init = Operations::init;
-    ops.lookup = Operations::lookup;
-    ops.forget = Operations::forget;
-    ops.forget_multi = Operations::forget_multi;
-    ops.getattr = Operations::getattr;
-    ops.setattr = Operations::setattr;
-    ops.open = Operations::open;
-    ops.release = Operations::release;
-    ops.read = Operations::read;
-    ops.write = Operations::write;
-    ops.fsync = Operations::fsync;
-    ops.lseek = Operations::lseek;
-    ops.opendir = Operations::opendir;
-    ops.readdir = Operations::readdir;
-    ops.releasedir = Operations::releasedir;
-    ops.getxattr = Operations::getxattr;
-    ops.listxattr = Operations::listxattr;
-    ops.setxattr = Operations::setxattr;
-    ops.removexattr = Operations::removexattr;
-    ops.unlink = Operations::unlink;
-    ops.statfs = Operations::statfs;
-    ops.mknod = Operations::mknod;
-    ops.mkdir = Operations::mkdir;
-    ops.rmdir = Operations::rmdir;
-    ops.symlink = Operations::symlink;
-    ops.rename = Operations::rename;
-    ops.link = Operations::link;
-    ops.create = Operations::create;
-    ops.fallocate = Operations::fallocate;
-    return ops;
-  }();
-  return operations;
+bool is_foreign(int directory, const std::string& name) {
+  // Twice: between the two looks an array may have come.
+  const auto shown = [&] { return sharr::inspect(directory, name, "").has_value(); };
+  return !shown() && faccessat(directory, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0 && !shown();
 }
+
+void fail(int errnum) { throw std::system_error(errnum, std::generic_category()); }
 
 FileSystem::FileSystem(FileDescriptor source, std::string prefix, bool direct_io)
     : source_(std::move(source)), prefix_(std::move(prefix)), direct_io_(direct_io) {
-  struct stat st;
-  if (fstat(source_.get(), &st) != 0) fail(errno);
   auto root = std::make_shared<Node>();
   root->id = FUSE_ROOT_ID;
   root->directory = true;
-  root->key = key_of(st);
+  root->key = key_of(stat_of(source_.get()));
+  root->fd = FileDescriptor(fcntl(source_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!root->fd) fail(errno);
   root->lookups = 1;  // the kernel never forgets it
   nodes_.emplace(root->id, root);
   ids_.emplace(root->key, root->id);
@@ -435,6 +134,8 @@ bool FileSystem::passes_through() const noexcept {
   return true;
 }
 
+// Nodes
+
 FileSystem::Key FileSystem::key_of(const struct stat& st) {
   return {st.st_dev, st.st_ino, S_ISDIR(st.st_mode)};
 }
@@ -448,13 +149,22 @@ FileSystem::NodePtr FileSystem::find(fuse_ino_t id) {
 
 std::string FileSystem::path_of(const NodePtr& node) {
   const std::lock_guard lock(mutex_);
-  std::string path;
+  std::vector<const std::string*> names;
+  std::size_t length = 0;
   for (const Node* at = node.get(); at->parent; at = at->parent.get()) {
-    path = path.empty() ? at->name : fmt::format("{}/{}", at->name, path);
-    // Directories moved beside the mount, seen in an unlucky order, could even make a circle.
-    if (path.size() >= PATH_MAX) fail(ENAMETOOLONG);
+    names.push_back(&at->name);
+    length += at->name.size() + 1;
+    if (length > longest_path) fail(ENAMETOOLONG);
   }
-  return path.empty() ? "." : path;
+  if (names.empty()) return ".";
+  std::string path;
+  path.reserve(length);
+  while (!names.empty()) {
+    if (!path.empty()) path += '/';
+    path += *names.back();
+    names.pop_back();
+  }
+  return path;
 }
 
 std::string FileSystem::prefix_of(const NodePtr& directory) {
@@ -471,9 +181,23 @@ void FileSystem::bind(Node& node, const Key& key) {
 }
 
 FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat& st) {
-  FileDescriptor fd = sharr::open_beneath(source_.get(), path_of(node), flags);
+  if (const WritingPtr draft = writing(node)) {
+    FileDescriptor fd = reopen(draft->draft.fd(), flags);
+    if (!fd) fail(errno);
+    st = stat_of(fd.get());
+    return fd;
+  }
+  FileDescriptor fd;
+  if (node->fd) {
+    fd = sharr::open_beneath(node->fd.get(), ".", flags);
+    if (!fd) fail(errno);
+    st = stat_of(fd.get());
+    return fd;
+  }
+  const auto [parent, name] = place_of(node);
+  fd = sharr::open_beneath(open_directory(parent).get(), name, flags);
   const int errnum = errno;
-  if (fd && fstat(fd.get(), &st) != 0) fail(errno);
+  if (fd) st = stat_of(fd.get());
   const std::lock_guard lock(mutex_);
   if (fd && key_of(st) == node->key) return fd;
   if (node->handles.empty()) {
@@ -482,59 +206,106 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
     bind(*node, key_of(st));
     return fd;
   }
-  const std::string self = fmt::format("/proc/self/fd/{}", node->handles.front()->fd.get());
-  fd = FileDescriptor(::open(self.c_str(), flags | O_CLOEXEC));
-  if (!fd || fstat(fd.get(), &st) != 0) fail(errno);
+  fd = reopen(node->handles.front()->fd.get(), flags);
+  if (!fd) fail(errno);
+  st = stat_of(fd.get());
   return fd;
 }
 
-struct stat FileSystem::stat_node(const NodePtr& node) {
+FileDescriptor FileSystem::open_directory(const NodePtr& node) {
+  if (node->fd) {
+    FileDescriptor fd(fcntl(node->fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!fd) fail(errno);
+    return fd;
+  }
   struct stat st;
+  return open_node(node, O_PATH | O_DIRECTORY, st);
+}
+
+std::pair<FileSystem::NodePtr, std::string> FileSystem::place_of(const NodePtr& node) {
+  const std::lock_guard lock(mutex_);
+  return {node->parent, node->name};
+}
+
+struct stat FileSystem::stat_node(const NodePtr& node) {
+  if (const WritingPtr draft = writing(node)) {
+    struct stat st = stat_of(draft->draft.fd());
+    st.st_nlink =
+        std::max<nlink_t>(st.st_nlink, 1);  // what a program that has a name for it expects
+    return st;
+  }
+  if (node->fd) return stat_of(node->fd.get());
   {
     const std::lock_guard lock(mutex_);
-    if (!node->handles.empty()) {
-      if (fstat(node->handles.front()->fd.get(), &st) != 0) fail(errno);
-      return st;
-    }
+    if (!node->handles.empty()) return stat_of(node->handles.front()->fd.get());
   }
+  struct stat st;
   open_node(node, O_PATH, st);
   return st;
 }
 
 struct stat FileSystem::presented(struct stat st) const {
-  if (S_ISREG(st.st_mode)) {
-    // A program that was written through a mount must not run with its owner's rights.
-    st.st_mode &= ~static_cast<mode_t>(S_ISUID | S_ISGID);
-    st.st_blksize = sharr::mount_block_size;
-  }
+  // A program that was written through a mount must not run with its owner's rights.
+  if (S_ISREG(st.st_mode)) st.st_mode &= ~static_cast<mode_t>(S_ISUID | S_ISGID);
+  st.st_blksize = sharr::mount_block_size;
   return st;
 }
 
-fuse_entry_param FileSystem::add(const NodePtr& parent, const Entry& entry) {
+fuse_entry_param FileSystem::entry_of(const NodePtr& node, const struct stat& st) {
   fuse_entry_param reply{};  // timeouts of 0: what is beside the mount may change at any time
-  reply.attr = presented(entry.st);
-  const Key key = key_of(entry.st);
+  reply.attr = presented(st);
+  reply.ino = node->id;
+  ++node->lookups;
+  return reply;
+}
+
+fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& name) {
+  // The look itself cannot tell this from a name that is not there.
+  if (name.size() > NAME_MAX) fail(ENAMETOOLONG);
+  const std::shared_lock tree(tree_mutex_);
+  const FileDescriptor directory = open_directory(parent);
+  const std::string prefix = prefix_of(parent);
+  std::optional<Entry> entry;
+  FileDescriptor fd;
+  do {
+    entry = sharr::inspect(directory.get(), name, prefix);
+    if (!entry) fail(ENOENT);
+    fd = FileDescriptor();
+    if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
+  } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
+  const Key key = key_of(entry->st);
   const std::lock_guard lock(mutex_);
   auto [known, added] = ids_.try_emplace(key, next_id_);
   NodePtr& node = nodes_[known->second];
   if (added) {
     node = std::make_shared<Node>();
     node->id = next_id_++;
-    node->directory = S_ISDIR(entry.st.st_mode);
+    node->directory = S_ISDIR(entry->st.st_mode);
     node->key = key;
+    node->fd = std::move(fd);
   }
   // The root has no name, even if a bind mount or a race shows it below itself.
   if (node->id != FUSE_ROOT_ID) {
     node->parent = parent;
-    node->name = entry.name;
+    node->name = name;
   }
-  ++node->lookups;
-  reply.ino = node->id;
-  return reply;
+  return entry_of(node, entry->st);
+}
+
+void FileSystem::moved(const struct stat& st, const NodePtr& parent, const std::string& name) {
+  const auto known = ids_.find(key_of(st));
+  if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
+  Node& node = *nodes_.at(known->second);
+  node.parent = parent;
+  node.name = name;
 }
 
 void FileSystem::forget(fuse_ino_t id, std::uint64_t count) {
   const std::lock_guard lock(mutex_);
+  drop(id, count);
+}
+
+void FileSystem::drop(fuse_ino_t id, std::uint64_t count) {
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || id == FUSE_ROOT_ID) return;
   Node& node = *found->second;
@@ -542,44 +313,18 @@ void FileSystem::forget(fuse_ino_t id, std::uint64_t count) {
   if (node.lookups > 0) return;
   const auto known = ids_.find(node.key);
   if (known != ids_.end() && known->second == id) ids_.erase(known);
+  drafts_.erase(found->second);
   nodes_.erase(found);
-}
-
-// Removes what writes that the kernel passed through have added behind the end. A file that has
-// become another array since, because somebody wrote it anew beside the mount, is left alone.
-void FileSystem::trim(const Handle& handle) noexcept {
-  const Node& node = *handle.node;
-  struct stat st;
-  if (fstat(handle.fd.get(), &st) != 0 || st.st_size <= node.size) return;
-  try {
-    const sharr::Info info = read_array(handle.fd.get(), st);
-    if (info.offset + info.nbytes != node.data_end) return;
-  } catch (const std::system_error&) {
-    return;
-  }
-  if (ftruncate(handle.fd.get(), node.size) != 0) {
-    fuse_log(FUSE_LOG_ERR, "%s: cannot remove what was written beyond its end: %s\n",
-             node.name.c_str(), strerror(errno));
-  }
-}
-
-void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
-  Node& node = *handle->node;
-  const std::lock_guard lock(mutex_);
-  std::erase(node.handles, handle.get());
-  if (handle->writable && handle->passthrough) trim(*handle);
-  if (node.handles.empty() && node.backing_id != 0) {
-    passthrough::close(session_, std::exchange(node.backing_id, 0));
-  }
 }
 
 std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id) {
   const NodePtr node = find(id);
-  if (node->directory) return {};
+  if (unpublished(node)) return {};
+  if (node->directory) return {{sharr::uri_attribute, prefix_of(node)}};
   struct stat st;
   const FileDescriptor fd = open_node(node, O_RDONLY, st);
   const std::string path = path_of(node);
-  const sharr::Info info = sharr::read_info(fd.get(), st, prefix_ + path);
+  const sharr::Info info = read_array(fd.get(), st, prefix_ + path);
   const auto key = [](const char* name) { return std::string(attribute_prefix) + name; };
   return {{key("dtype"), info.dtype.str()},
           {key("descr"), info.dtype.descr()},
@@ -592,6 +337,368 @@ std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino
           {key("offset"), std::to_string(info.offset)},
           {key("format"), info.format},
           {sharr::uri_attribute, info.name}};
+}
+
+// Open files
+
+std::pair<std::unique_ptr<FileSystem::Handle>, int> FileSystem::open_handle(const NodePtr& node,
+                                                                            int flags, pid_t tid) {
+  auto opened = std::make_unique<Handle>();
+  opened->node = node;
+  opened->opener = tid;
+  opened->writable = (flags & O_ACCMODE) != O_RDONLY;
+  const int access = opened->writable ? O_RDWR : O_RDONLY;
+  while (true) {
+    const WritingPtr draft = writing(node);
+    struct stat st;
+    std::optional<sharr::Info> info;
+    if (draft) {
+      opened->fd = reopen(draft->draft.fd(), access);
+      // Whoever makes a file may write it, whatever its mode says from then on.
+      if (!opened->fd) opened->fd = FileDescriptor(fcntl(draft->draft.fd(), F_DUPFD_CLOEXEC, 0));
+      if (!opened->fd) fail(errno);
+      st = stat_of(opened->fd.get());
+    } else {
+      opened->fd = open_node(node, access, st);
+      info = read_array(opened->fd.get(), st);
+    }
+    const std::lock_guard lock(mutex_);
+    if (node->writing != draft) continue;  // published in between
+    if (node->handles.empty()) {
+      bind(*node, key_of(st));
+      if (info) remember(*node, opened->fd.get(), st, *info);
+      if (!direct_io_) node->backing_id = passthrough::open(session_, opened->fd.get());
+    }
+    if (key_of(st) != node->key) continue;  // another thread was first to open another file
+    node->handles.push_back(opened.get());
+    // Writes that pass through may go beyond the end, which there must be the trailer.
+    opened->passthrough =
+        node->backing_id != 0 && !(opened->writable && info && info->format == "SharedArray");
+    const int backing_id = opened->passthrough ? node->backing_id : 0;
+    return {std::move(opened), backing_id};
+  }
+}
+
+// Undoes what writes that the kernel passed through have done to the array as such: a header that
+// is none any more, and what they have added behind the end. A file that has become another array
+// since, as when somebody wrote it anew beside the mount, is left alone.
+void FileSystem::repair(const Handle& handle) noexcept {
+  const Node& node = *handle.node;
+  const int fd = handle.fd.get();
+  struct stat st;
+  if (node.writing || fstat(fd, &st) != 0 || st.st_size < node.size) return;
+  try {
+    struct stat unbounded = st;
+    unbounded.st_size = std::numeric_limits<off_t>::max();  // a header, whatever it promises
+    const sharr::Info info = read_array(fd, unbounded);
+    if (info.offset + info.nbytes != node.data_end) return;
+  } catch (const std::exception&) {
+    const auto size = static_cast<ssize_t>(node.header.size());
+    if (size == 0) return;
+    if (pwrite(fd, node.header.data(), node.header.size(), 0) != size) {
+      fuse_log(FUSE_LOG_ERR, "%s: its header is overwritten, and cannot be restored: %s\n",
+               printable(node.name).c_str(), strerror(errno));
+      return;
+    }
+    fuse_log(FUSE_LOG_NOTICE, "%s: its header was overwritten, and is restored\n",
+             printable(node.name).c_str());
+  }
+  if (st.st_size > node.size && ftruncate(fd, node.size) != 0) {
+    fuse_log(FUSE_LOG_ERR, "%s: cannot remove what was written beyond its end: %s\n",
+             printable(node.name).c_str(), strerror(errno));
+  }
+}
+
+// Notes what repair() goes by. mutex_ is held, and nobody has the node open.
+void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr::Info& info) {
+  node.size = st.st_size;
+  node.data_end = info.offset + info.nbytes;
+  node.header.resize(info.offset);  // an object of the SharedArray package has none
+  const Unnoticed unnoticed(fd);
+  const ssize_t n = pread(fd, node.header.data(), node.header.size(), 0);
+  if (n != static_cast<ssize_t>(node.header.size())) node.header.clear();
+}
+
+// The others looked at are those who can have it from this one: what the process has started, or,
+// when it has the file from somebody itself, everybody.
+bool FileSystem::last_close(const NodePtr& node, pid_t tid, pid_t opener) {
+  const process::File file{.device = device_, .inode = std::get<1>(node->key)};
+  if (process::holds(tid, file)) return false;
+  return process::same(tid, opener) ? !process::children_hold(tid, file)
+                                    : !process::anyone_holds(file);
+}
+
+void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
+  const NodePtr node = handle->node;
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(node->handles, handle.get());
+    if (handle->writable) repair(*handle);
+    std::erase_if(node->lock_owners,
+                  [&](const auto& owner) { return owner.second->through == handle.get(); });
+    if (node->handles.empty()) {
+      node->header = std::string();
+      if (node->backing_id != 0) passthrough::close(session_, std::exchange(node->backing_id, 0));
+    }
+    if (!node->handles.empty() || !node->writing) return;
+  }
+  settle(node);
+}
+
+// Files that are being written
+
+FileSystem::WritingPtr FileSystem::writing(const NodePtr& node) {
+  const std::lock_guard lock(mutex_);
+  return node->writing;
+}
+
+FileSystem::Unpublished FileSystem::unpublished(const NodePtr& node) {
+  return Unpublished(writing(node));
+}
+
+// Makes the node of a draft. EEXIST when O_EXCL forbids it because of another.
+FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::string& name,
+                                              WritingPtr writing) {
+  auto node = std::make_shared<Node>();
+  node->directory = false;
+  node->key = key_of(stat_of(writing->draft.fd()));
+  node->parent = parent;
+  node->name = name;
+  node->writing = std::move(writing);
+  const std::lock_guard lock(mutex_);
+  purge_truncations();
+  if (node->writing->exclusive && std::ranges::any_of(drafts_, [&](const NodePtr& other) {
+        return other->parent == parent && other->name == name;
+      })) {
+    fail(EEXIST);
+  }
+  node->id = next_id_++;
+  nodes_.emplace(node->id, node);
+  ids_[node->key] = node->id;  // the inode of a file that is gone may be used again
+  drafts_.insert(node);
+  return node;
+}
+
+// What is to take the place of the array that st is of. As open(2) with O_TRUNC has it, whoever may
+// write the file may do this, and owner and mode stay.
+FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
+                                               const struct stat& st, pid_t tid) {
+  const FileDescriptor directory = open_directory(parent);
+  auto writing =
+      std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, tid);
+  writing->replaces = key_of(st);
+  const int draft = writing->draft.fd();
+  const struct stat made = stat_of(draft);
+  if ((made.st_uid != st.st_uid || made.st_gid != st.st_gid) &&
+      fchown(draft, st.st_uid, st.st_gid) != 0) {
+    fail(errno);
+  }
+  if (fchmod(draft, st.st_mode & 01777) != 0) fail(errno);
+  return writing;
+}
+
+// Opens a published array with O_TRUNC, as far as that can be done before the kernel has looked the
+// name up again. An open file belongs to the inode that the kernel has found, and the new array is
+// another one. So OPEN answers ESTALE, upon which the kernel looks again, once; and to this thread,
+// and for this once, the name is that of the draft. It looks no third time, so that nothing else
+// may answer ESTALE to an open with O_TRUNC.
+void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
+  const pid_t tid = fuse_req_ctx(request)->pid;
+  if (tid == 0)
+    fail(EPERM);  // a process in a PID namespace out of sight cannot be told from others
+  const auto [parent, name] = place_of(node);
+  WritingPtr writing;
+  try {
+    struct stat st;
+    FileDescriptor fd;
+    try {
+      fd = open_node(node, O_PATH, st);
+    } catch (const std::system_error& error) {
+      if (error.code().value() != ENOENT) throw;
+    }
+    if (fd) {
+      writing = replacement(parent, name, st, tid);
+    } else {  // gone since the kernel looked
+      const FileDescriptor directory = open_directory(parent);
+      const AsCaller caller(request);
+      writing =
+          std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0644}, tid);
+    }
+  } catch (const std::system_error& error) {
+    fail(error.code().value() == ESTALE ? ENOENT : error.code().value());
+  }
+  const NodePtr draft = start_writing(parent, name, std::move(writing));
+  const std::lock_guard lock(mutex_);
+  // Counts as a look-up: on its way the kernel looks more than once, and forgets in between.
+  ++draft->lookups;
+  truncations_.insert_or_assign(
+      tid, Truncation{.old = node, .draft = draft, .since = std::chrono::steady_clock::now()});
+}
+
+std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& parent,
+                                                              const std::string& name, pid_t tid) {
+  const std::lock_guard lock(mutex_);
+  const auto found = truncations_.find(tid);
+  if (found == truncations_.end()) return {};
+  Truncation& truncation = found->second;
+  const NodePtr& draft = truncation.draft;
+  // By key, because the kernel may have forgotten the directory and looked it up anew.
+  if (draft->parent->key != parent->key || draft->name != name || !draft->writing ||
+      std::chrono::steady_clock::now() - truncation.since > longest_retry) {
+    return {};
+  }
+  truncation.looked_up = true;
+  return entry_of(draft, stat_of(draft->writing->draft.fd()));
+}
+
+// The thread opens a node, or does what shows that it has given up; then node is null.
+FileSystem::Retry FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
+  const std::lock_guard lock(mutex_);
+  const auto found = truncations_.find(tid);
+  if (found == truncations_.end()) return Retry::none;
+  const Truncation truncation = found->second;
+  truncations_.erase(found);
+  if (truncation.draft != node) abandon(truncation.draft);
+  drop(truncation.draft->id, 1);
+  if (truncation.draft == node) return Retry::draft;
+  // By no name, as through /proc/self/fd, the kernel does not look again.
+  return truncation.old == node && !truncation.looked_up ? Retry::same : Retry::failed;
+}
+
+// Those that came to nothing because the thread has ended on the way. mutex_ is held.
+void FileSystem::purge_truncations() {
+  std::erase_if(truncations_, [this](const auto& entry) {
+    const bool gone = access(fmt::format("/proc/{}", entry.first).c_str(), F_OK) != 0;
+    if (gone) {
+      abandon(entry.second.draft);
+      drop(entry.second.draft->id, 1);
+    }
+    return gone;
+  });
+}
+
+// A draft that nobody has open and nobody will.
+void FileSystem::abandon(const NodePtr& node) {
+  if (!node->handles.empty()) return;
+  drafts_.erase(node);
+  node->writing.reset();
+  if (node->lookups > 0) return;  // the kernel will forget it
+  const auto known = ids_.find(node->key);
+  if (known != ids_.end() && known->second == node->id) ids_.erase(known);
+  nodes_.erase(node->id);
+}
+
+void FileSystem::log_refusal(const NodePtr& node, const char* why) noexcept {
+  try {
+    fuse_log(FUSE_LOG_NOTICE, "%s: not published: %s\n", printable(prefix_ + path_of(node)).c_str(),
+             printable(why).c_str());
+  } catch (const std::exception& error) {  // a path longer than any line
+    fuse_log(FUSE_LOG_NOTICE, "not published: %s\n", error.what());
+  }
+}
+
+// A descriptor of a draft has been closed. If it was the last, the array appears now, or whoever
+// closed it hears why not.
+//
+// A shell that redirects, and NumPy, close duplicates before and after the data is written, so the
+// last has to be known: the process itself is looked at each time, others when what is there is no
+// array yet or when they may have the file from this one. Should a descriptor be out of sight, say
+// on its way through a socket, the answer is a guess, and settle() puts things right.
+void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
+  const WritingPtr writing = this->writing(node);
+  if (!writing) return;
+  const pid_t tid = fuse_req_ctx(request)->pid;  // 0 when it is in a PID namespace out of sight
+  const process::File file{.device = device_, .inode = std::get<1>(node->key)};
+  const std::lock_guard guard(writing->mutex);
+  if (writing->published) return;
+  const process::Ending ending = process::ending(tid);
+  writing->killed = ending == process::Ending::killed;
+  writing->refused = false;
+  if (writing->killed || process::holds(tid, file)) return;
+  std::optional<sharr::Info> info;
+  try {
+    info = writing->draft.check(writing->declared);
+  } catch (const sharr::FormatError& error) {
+    const bool heard = tid != 0 && ending == process::Ending::none;
+    if (!heard || process::anyone_holds(file)) return;
+    writing->refused = true;
+    log_refusal(node, error.message().c_str());
+    // Where a write has failed for that, this is what a program should hear that looks no further
+    // than its last call.
+    struct statvfs store;
+    const bool full =
+        fstatvfs(writing->draft.fd(), &store) == 0 && store.f_blocks > 0 && store.f_bavail == 0;
+    if (full) fail(ENOSPC);
+    throw;
+  }
+  if (!last_close(node, tid, writing->opener)) return;
+  try {
+    writing->draft.reserve(*info);
+    publish(node, *writing, request);
+  } catch (const std::system_error& error) {
+    writing->refused = true;
+    log_refusal(node, error.what());
+    throw;
+  }
+}
+
+// Nobody has a draft open any more.
+void FileSystem::settle(const NodePtr& node) noexcept {
+  const WritingPtr writing = this->writing(node);
+  if (!writing) return;
+  const std::lock_guard guard(writing->mutex);
+  if (!writing->published && !writing->killed && !writing->refused) {
+    try {
+      writing->draft.reserve(writing->draft.check(writing->declared));
+      publish(node, *writing, nullptr);
+    } catch (const std::exception& error) {
+      log_refusal(node, error.what());
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  drafts_.erase(node);
+  node->writing.reset();
+}
+
+// Gives a draft its name. Its directory was open to whoever began to write it, which is what
+// counts; but to replace what has come there since takes the rights of whoever closes it. request:
+// none when nobody does.
+void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t request) {
+  const auto [parent, name] = place_of(node);
+  const std::string prefix = prefix_of(parent);
+  const FileDescriptor directory = open_directory(parent);
+  sharr::Info info = writing.draft.check(false);
+  for (bool done = false; !done;) {
+    const auto there = sharr::inspect(directory.get(), name, prefix);
+    if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
+    if (there && !writing.exclusive) {
+      std::optional<AsCaller> caller;
+      if (writing.replaces != key_of(there->st)) {
+        if (request == nullptr) throw sharr::Error(EEXIST, prefix + name);
+        caller.emplace(request);
+        // As with O_TRUNC, to be allowed to write the file is enough.
+        if (sharr::open_beneath(directory.get(), name, O_WRONLY)) caller.reset();
+      }
+      writing.draft.publish(directory.get(), name, true);
+      done = true;
+      continue;
+    }
+    try {
+      writing.draft.publish(directory.get(), name, false);
+      done = true;
+    } catch (const sharr::Error& error) {
+      // Somebody has published an array in between: look again. Anything else is not replaced.
+      if (error.errnum() != EEXIST || writing.exclusive || is_foreign(directory.get(), name)) {
+        throw;
+      }
+    }
+  }
+  writing.published = true;
+  const struct stat st = stat_of(writing.draft.fd());
+  const std::lock_guard lock(mutex_);
+  remember(*node, writing.draft.fd(), st, info);
+  drafts_.erase(node);
+  node->writing.reset();
 }
 
 }  // namespace sharrfs

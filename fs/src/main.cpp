@@ -1,11 +1,17 @@
 // sharrfs: mounts a directory of arrays. The command line, the background, and readiness.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
@@ -15,9 +21,12 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "file_system.hpp"
 #include "passthrough.hpp"
+#include "privileges.hpp"
+#include "process.hpp"
 
 namespace sharrfs {
 namespace {
@@ -29,7 +38,20 @@ constexpr const char* usage =
     "MOUNTPOINT. Returns when the mount answers; 'umount MOUNTPOINT' or\n"
     "'fusermount3 -u MOUNTPOINT' ends it.\n"
     "\n"
-    "    -o direct_io           do not use FUSE passthrough\n";
+    "    -h, --help             show this text\n"
+    "    -V, --version          show the versions of sharrfs and libfuse\n"
+    "    -f                     stay in the foreground, log to stderr, tell systemd when\n"
+    "                           the mount answers\n"
+    "    -d                     -f, and log every request\n"
+    "    -s                     answer one request at a time\n"
+    "    -o direct_io           do not use FUSE passthrough\n"
+    "    -o allow_other         let other users in, with the rights that they have\n"
+    "    -o allow_root          let root in\n"
+    "    -o ro                  read only\n"
+    "    -o max_threads=N       answer at most N requests at a time (10)\n"
+    "    -o clone_fd            a descriptor of /dev/fuse for each thread\n"
+    "\n"
+    "and the options of mount(8) that are for all file systems. See sharrfs(1).\n";
 
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -40,9 +62,25 @@ struct Options {
   int direct_io = 0;
 };
 
-void log(fuse_log_level, const char* format, va_list arguments) {
-  std::fputs("sharrfs: ", stderr);
-  std::vfprintf(stderr, format, arguments);
+bool log_to_syslog = false;
+
+// libfuse, and what is here, log by this. A line may come in pieces.
+void log(fuse_log_level level, const char* format, va_list arguments) {
+  thread_local std::string line;
+  std::array<char, 4096> text;
+  const int length = std::vsnprintf(text.data(), text.size(), format, arguments);
+  if (length < 0) return;
+  line.append(text.data(),
+              std::min<std::size_t>(static_cast<std::size_t>(length), text.size() - 1));
+  for (std::size_t end = 0; (end = line.find('\n')) != std::string::npos;) {
+    const std::string whole = line.substr(0, end);
+    line.erase(0, end + 1);
+    if (log_to_syslog) {
+      syslog(level, "%s", whole.c_str());  // the levels are syslog's
+    } else {
+      std::fprintf(stderr, "sharrfs: %s\n", whole.c_str());
+    }
+  }
 }
 
 struct Freed {
@@ -62,8 +100,11 @@ class Arguments {
   fuse_args args_;
 };
 
+constexpr int key_ignored = 1;
+
 int take_source(void* data, const char* argument, int key, fuse_args*) {
   auto& options = *static_cast<Options*>(data);
+  if (key == key_ignored) return 0;
   if (key != FUSE_OPT_KEY_NONOPT || !options.source.empty()) return 1;
   options.source = argument;
   return 0;
@@ -143,6 +184,8 @@ class Watcher {
         if (null) dup2(null.get(), fd);
       }
       if (chdir("/") != 0) throw Failure(fmt::format("/: {}", strerror(errno)));
+      openlog("sharrfs", LOG_PID, LOG_DAEMON);
+      log_to_syslog = true;
     }
     // It may have been killed: the mount stands all the same.
     if (write(mounted_.get(), "m", 1) != 1) fuse_log(FUSE_LOG_WARNING, "nobody waits\n");
@@ -180,6 +223,27 @@ class Watcher {
   pid_t watcher_ = 0;
   sharr::FileDescriptor mounted_;
 };
+
+// Tells systemd, or whoever else listens at $NOTIFY_SOCKET, see sd_notify(3).
+void notify(const std::string& state) {
+  const char* const path = std::getenv("NOTIFY_SOCKET");
+  if (path == nullptr || (path[0] != '/' && path[0] != '@')) return;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::size_t length = std::strlen(path);
+  if (length >= sizeof(address.sun_path)) {
+    fuse_log(FUSE_LOG_WARNING, "NOTIFY_SOCKET %s: too long\n", path);
+    return;
+  }
+  std::memcpy(address.sun_path, path, length);
+  if (path[0] == '@') address.sun_path[0] = '\0';  // an abstract one
+  const sharr::FileDescriptor fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
+  if (!fd || sendto(fd.get(), state.data(), state.size(), MSG_NOSIGNAL,
+                    reinterpret_cast<const sockaddr*>(&address), size) < 0) {
+    fuse_log(FUSE_LOG_WARNING, "NOTIFY_SOCKET %s: %s\n", path, strerror(errno));
+  }
+}
 
 // Each open array takes a descriptor.
 void raise_descriptor_limit() {
@@ -232,28 +296,45 @@ int mount(fuse_args* args, const Options& options, const fuse_cmdline_opts& cmdl
   const std::unique_ptr<fuse_session, Freed> session(
       fuse_session_new(args, &FileSystem::operations(), sizeof(fuse_lowlevel_ops), &fs));
   if (!session) throw Failure("cannot start a FUSE session");
-  fs.set_session(session.get());
   if (fuse_set_signal_handlers(session.get()) != 0) throw Failure("cannot set signal handlers");
   if (fuse_session_mount(session.get(), point.c_str()) != 0) {
     fuse_remove_signal_handlers(session.get());
     throw Failure(point + ": cannot mount");
   }
-  int result = passthrough::prepare(session.get());
+  int result = 0;
   std::thread announcer;
-  if (result == 0) {
-    watcher.mounted();
-    if (foreground) {
-      announcer = std::thread([&] {
-        if (!watcher.answers()) return;
-        const std::string line = mode_line(fs, name.uri(), point);
-        std::fprintf(stderr, "sharrfs: %s\n", line.c_str());
-      });
+  const auto unmount = [&] {
+    fs.stop();
+    fuse_session_unmount(session.get());
+    if (announcer.joinable()) announcer.join();
+    fuse_remove_signal_handlers(session.get());
+  };
+  try {
+    const auto device = process::device_of(point.c_str());
+    if (!device) throw Failure(fmt::format("{}: {}", point, strerror(errno)));
+    fs.set_session(session.get(), *device);
+    mallopt(M_ARENA_MAX, 2);  // threads come and go, and each would leave one behind
+    umask(0);                 // callers have their own, which the kernel has applied
+    drop_privileges();
+    result = passthrough::prepare(session.get());
+    if (result == 0) {
+      watcher.mounted();
+      if (foreground) {
+        announcer = std::thread([&] {
+          if (!watcher.answers()) return;
+          const std::string line = mode_line(fs, name.uri(), point);
+          fuse_log(FUSE_LOG_INFO, "%s\n", line.c_str());
+          notify("READY=1\nSTATUS=" + line);
+        });
+      }
+      result = loop(session.get(), cmdline);
+      if (foreground) notify("STOPPING=1");
     }
-    result = loop(session.get(), cmdline);
+  } catch (...) {
+    unmount();
+    throw;
   }
-  fuse_session_unmount(session.get());
-  if (announcer.joinable()) announcer.join();
-  fuse_remove_signal_handlers(session.get());
+  unmount();
   if (result < 0) throw Failure(fmt::format("{}: {}", point, strerror(-result)));
   return 0;  // a signal to end is no failure
 }
@@ -270,15 +351,20 @@ void open_standard_streams() {
 int run(int argc, char** argv) {
   Arguments arguments(argc, argv);
   Options options;
-  const fuse_opt specification[] = {{"direct_io", offsetof(Options, direct_io), 1}, FUSE_OPT_END};
-  if (fuse_opt_parse(arguments.get(), &options, specification, take_source) != 0) return 2;
+  // Options for all file systems that make no difference here, and that libfuse does not know.
+  std::vector<fuse_opt> specification = {{"direct_io", offsetof(Options, direct_io), 1}};
+  for (const char* ignored : {"relatime", "norelatime", "strictatime", "nostrictatime", "diratime",
+                              "nodiratime", "lazytime", "nolazytime", "iversion", "noiversion",
+                              "mand", "nomand", "silent", "loud", "symfollow", "nosymfollow"}) {
+    specification.push_back(FUSE_OPT_KEY(ignored, key_ignored));
+  }
+  specification.push_back(FUSE_OPT_END);
+  if (fuse_opt_parse(arguments.get(), &options, specification.data(), take_source) != 0) return 2;
   fuse_cmdline_opts cmdline{};
   if (fuse_parse_cmdline(arguments.get(), &cmdline) != 0) return 2;
   const std::unique_ptr<char, Freed> point(cmdline.mountpoint);
   if (cmdline.show_help != 0) {
     std::fputs(usage, stdout);
-    fuse_cmdline_help();
-    fuse_lowlevel_help();
     return 0;
   }
   if (cmdline.show_version != 0) {

@@ -49,9 +49,15 @@ void enable(fuse_conn_info* conn) {
   fuse_set_feature_flag(conn, FUSE_CAP_HANDLE_KILLPRIV_V2);
 }
 
-int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id) noexcept {
+int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id) {
   file->backing_id = backing_id;
   return fuse_reply_open(request, file);
+}
+
+int reply_create(fuse_req_t request, const fuse_entry_param& entry, fuse_file_info* file,
+                 int backing_id) {
+  file->backing_id = backing_id;
+  return fuse_reply_create(request, &entry, file);
 }
 
 #else
@@ -62,7 +68,6 @@ constexpr std::uint32_t opcode_init = 26;
 constexpr std::uint32_t handle_killpriv_v2 = 1U << 28;
 constexpr std::uint32_t init_ext = 1U << 30;
 constexpr std::uint32_t passthrough2 = 1U << 5;  // in flags2
-constexpr std::uint32_t fopen_noflush = 1U << 5;
 constexpr std::uint32_t fopen_passthrough = 1U << 7;
 
 struct InHeader {
@@ -95,6 +100,8 @@ struct OpenOut {
 std::atomic<std::uint64_t> init_unique{0};
 std::atomic<std::uint32_t> offered{0}, offered2{0};
 std::atomic<bool> wanted{false};
+// What the reply that this thread is about to send is to carry.
+thread_local int reply_backing_id = 0;
 
 ssize_t read_request(int fd, void* buffer, size_t size, void*) {
   const ssize_t n = ::read(fd, buffer, size);
@@ -126,7 +133,19 @@ void amend_init(const iovec& body) {
   std::memcpy(body.iov_base, &reply, sizeof(reply));
 }
 
+// Adds the backing id to the reply to OPEN or CREATE, which ends in an OpenOut.
+void amend_open(const iovec& body) {
+  if (body.iov_len < sizeof(OpenOut)) return;
+  char* const at = static_cast<char*>(body.iov_base) + body.iov_len - sizeof(OpenOut);
+  OpenOut reply;
+  std::memcpy(&reply, at, sizeof(reply));
+  reply.open_flags |= fopen_passthrough;
+  reply.backing_id = reply_backing_id;
+  std::memcpy(at, &reply, sizeof(reply));
+}
+
 ssize_t write_reply(int fd, iovec* iov, int count, void*) {
+  if (reply_backing_id != 0 && count >= 2) amend_open(iov[1]);
   if (wanted && count >= 2 && iov[0].iov_len == sizeof(OutHeader)) {
     OutHeader header;
     std::memcpy(&header, iov[0].iov_base, sizeof(header));
@@ -149,11 +168,19 @@ int prepare(fuse_session* session) {
 
 void enable(fuse_conn_info*) { wanted = true; }
 
-int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id) noexcept {
-  OpenOut reply{.fh = file->fh,
-                .open_flags = fopen_passthrough | (file->noflush != 0 ? fopen_noflush : 0),
-                .backing_id = backing_id};
-  return fuse_reply_buf(request, reinterpret_cast<const char*>(&reply), sizeof(reply));
+int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id) {
+  reply_backing_id = backing_id;
+  const int result = fuse_reply_open(request, file);
+  reply_backing_id = 0;
+  return result;
+}
+
+int reply_create(fuse_req_t request, const fuse_entry_param& entry, fuse_file_info* file,
+                 int backing_id) {
+  reply_backing_id = backing_id;
+  const int result = fuse_reply_create(request, &entry, file);
+  reply_backing_id = 0;
+  return result;
 }
 
 #endif

@@ -21,7 +21,10 @@ void enable(fuse_conn_info* conn);
 int open(fuse_session* session, int fd) noexcept;
 void close(fuse_session* session, int backing_id) noexcept;
 
-// fuse_reply_open() for a file whose reads, writes and mappings go to backing_id.
-int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id) noexcept;
+// fuse_reply_open() and fuse_reply_create() for a file whose reads, writes and mappings go to
+// backing_id.
+int reply_open(fuse_req_t request, fuse_file_info* file, int backing_id);
+int reply_create(fuse_req_t request, const fuse_entry_param& entry, fuse_file_info* file,
+                 int backing_id);
 
 }  // namespace sharrfs::passthrough

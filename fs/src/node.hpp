@@ -1,0 +1,111 @@
+// The parts of the file system that its operations share.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+
+#include "file_system.hpp"
+
+namespace sharrfs {
+
+[[noreturn]] void fail(int errnum);
+// Whether something has the name that is not shown here.
+bool is_foreign(int directory, const std::string& name);
+
+// An open file.
+struct FileSystem::Handle {
+  NodePtr node;
+  sharr::FileDescriptor fd;  // of its own, so that a lock on it is this open file's
+  bool writable = false;
+  bool passthrough = false;
+  pid_t opener = 0;
+  std::atomic<bool> flocked{false};  // may hold a lock of flock(2)
+};
+
+// What an open directory showed when it was read last.
+struct FileSystem::Directory {
+  struct Item {
+    std::string name;
+    ino_t ino;
+    mode_t mode;
+  };
+  std::vector<Item> items;
+};
+
+// An array that is being written.
+struct FileSystem::Writing {
+  Writing(int directory, const std::string& uri, mode_t mode, pid_t tid)
+      : draft(directory, uri, mode), opener(tid) {}
+
+  sharr::Draft draft;
+  const pid_t opener;
+  bool exclusive = false;       // opened with O_EXCL: takes no other's place
+  std::optional<Key> replaces;  // opened with O_TRUNC: takes this one's
+
+  std::mutex mutex;  // guards what follows, and the draft's way to its name
+  // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's
+  // open_memmap does. Who cannot, as cp, has lost the data.
+  bool declared = false;
+  bool published = false;
+  bool killed = false;   // so was the last to close it
+  bool refused = false;  // and the last to close it was told so
+};
+
+// What a node is being written into, if it is, and kept from being published while this lives. A
+// name leads to a node a moment before the node knows that it is published.
+class FileSystem::Unpublished {
+ public:
+  explicit Unpublished(WritingPtr writing) : writing_(std::move(writing)) {
+    if (!writing_) return;
+    lock_ = std::unique_lock(writing_->mutex);
+    if (!writing_->published) return;
+    lock_ = {};
+    writing_.reset();
+  }
+  explicit operator bool() const { return writing_ != nullptr; }
+  Writing* operator->() const { return writing_.get(); }
+
+ private:
+  WritingPtr writing_;
+  std::unique_lock<std::mutex> lock_;
+};
+
+// An open with O_TRUNC on its way through the kernel; see start_overwriting().
+struct FileSystem::Truncation {
+  NodePtr old;
+  NodePtr draft;
+  std::chrono::steady_clock::time_point since;
+  bool looked_up = false;
+};
+
+struct FileSystem::Node {
+  fuse_ino_t id;
+  bool directory;
+  Key key;  // of a directory for good; of a file as bind() says
+  std::uint64_t lookups = 0;
+  // Where it was seen last; of a draft, where it is to appear.
+  NodePtr parent;
+  std::string name;
+  // Of a directory, for good; none where descriptors have run out.
+  sharr::FileDescriptor fd;
+  WritingPtr writing;
+  // While it is open: one backing id for all, because the kernel has room for one.
+  std::vector<Handle*> handles;
+  int backing_id = 0;
+  // When the file was opened first: its size, where its data ended, its header.
+  off_t size = 0;
+  std::uint64_t data_end = 0;
+  std::string header;
+  // fcntl(2)'s locks belong to a process and an inode: an open file each.
+  struct LockOwner {
+    sharr::FileDescriptor fd;
+    pid_t pid;
+    const Handle* through;  // which the kernel says nothing about but its end, for an F_OFD_SETLK
+  };
+  std::map<std::uint64_t, std::shared_ptr<LockOwner>> lock_owners;
+};
+
+}  // namespace sharrfs

@@ -1,0 +1,674 @@
+// What libfuse calls. Each operation answers its request exactly once, with an errno for an
+// exception. What changes names or attributes is done with the caller's rights: the kernel has
+// checked them, but on what it knew, and what is there now may be somebody else's.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/limits.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <exception>
+#include <system_error>
+
+#include "caller.hpp"
+#include "file_system.hpp"
+#include "node.hpp"
+#include "passthrough.hpp"
+
+namespace sharrfs {
+
+using sharr::FileDescriptor;
+
+namespace {
+
+// What is done to the inode open as fd, which may be O_PATH, by name.
+std::string self(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
+void check_new_name(const std::string& name) {
+  if (name.size() > NAME_MAX) fail(ENAMETOOLONG);
+  if (sharr::reserved(name)) fail(EINVAL);
+}
+
+timespec time_to_set(int to_set, int given, int now, const timespec& time) {
+  if ((to_set & now) != 0) return {.tv_sec = 0, .tv_nsec = UTIME_NOW};
+  if ((to_set & given) != 0) return time;
+  return {.tv_sec = 0, .tv_nsec = UTIME_OMIT};
+}
+
+}  // namespace
+
+struct FileSystem::Operations {
+  static FileSystem& self_of(fuse_req_t request) {
+    return *static_cast<FileSystem*>(fuse_req_userdata(request));
+  }
+
+  template <class F>
+  static void answer(fuse_req_t request, F&& f, bool opens = false) {
+    int errnum = 0;
+    try {
+      f();
+      return;
+    } catch (const std::system_error& error) {
+      errnum = error.code().value();
+    } catch (const std::bad_alloc&) {
+      errnum = ENOMEM;
+    } catch (const std::exception& error) {
+      fuse_log(FUSE_LOG_ERR, "%s\n", error.what());
+      errnum = EIO;
+    }
+    // Whatever fails, an open that was on its way has.
+    if (!opens) self_of(request).end_overwriting(nullptr, caller_of(request));
+    fuse_reply_err(request, errnum);
+  }
+
+  static pid_t caller_of(fuse_req_t request) { return fuse_req_ctx(request)->pid; }
+
+  static Handle& handle(fuse_file_info* file) { return *reinterpret_cast<Handle*>(file->fh); }
+
+  static void init(void*, fuse_conn_info* conn) { passthrough::enable(conn); }
+
+  static void reply_entry(fuse_req_t request, FileSystem& fs, const fuse_entry_param& entry) {
+    // An interrupted request was not delivered, so it will not be forgotten either.
+    if (fuse_reply_entry(request, &entry) != 0) fs.forget(entry.ino, 1);
+  }
+
+  static void lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const NodePtr directory = fs.find(parent);
+      if (const auto draft = fs.enter_overwriting(directory, name, caller_of(request))) {
+        return reply_entry(request, fs, *draft);
+      }
+      reply_entry(request, fs, fs.enter(directory, name));
+    });
+  }
+
+  static void forget(fuse_req_t request, fuse_ino_t id, std::uint64_t count) {
+    self_of(request).forget(id, count);
+    fuse_reply_none(request);
+  }
+
+  static void forget_multi(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
+    for (size_t i = 0; i < count; ++i) self_of(request).forget(forgets[i].ino, forgets[i].nlookup);
+    fuse_reply_none(request);
+  }
+
+  static void getattr(fuse_req_t request, fuse_ino_t id, fuse_file_info*) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const struct stat st = fs.presented(fs.stat_node(fs.find(id)));
+      fuse_reply_attr(request, &st, 0);
+    });
+  }
+
+  static void setattr(fuse_req_t request, fuse_ino_t id, struct stat* attr, int to_set,
+                      fuse_file_info*) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const NodePtr node = fs.find(id);
+      struct stat st;
+      const FileDescriptor opened = fs.open_node(node, O_PATH, st);
+      const std::string path = self(opened.get());
+      if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
+        // The size is an array's for good; what is no array yet may have any.
+        if (const Unpublished draft = fs.unpublished(node)) {
+          if (ftruncate(draft->draft.fd(), attr->st_size) != 0) fail(errno);
+        } else if (attr->st_size != st.st_size) {
+          fail(EPERM);
+        }
+      }
+      if ((to_set & FUSE_SET_ATTR_MODE) != 0 && S_ISREG(st.st_mode) &&
+          (attr->st_mode & (S_ISUID | S_ISGID)) != 0) {
+        fail(EPERM);
+      }
+      {
+        const AsCaller caller(request);
+        if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0) {
+          const uid_t uid =
+              (to_set & FUSE_SET_ATTR_UID) != 0 ? attr->st_uid : static_cast<uid_t>(-1);
+          const gid_t gid =
+              (to_set & FUSE_SET_ATTR_GID) != 0 ? attr->st_gid : static_cast<gid_t>(-1);
+          if (fchownat(opened.get(), "", uid, gid, AT_EMPTY_PATH) != 0) fail(errno);
+        }
+        if ((to_set & FUSE_SET_ATTR_MODE) != 0 &&
+            chmod(path.c_str(), attr->st_mode & ~static_cast<mode_t>(S_IFMT)) != 0) {
+          fail(errno);
+        }
+        const timespec times[] = {
+            time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
+            time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
+        const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
+        if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
+      }
+      st = fs.presented(fs.stat_node(node));
+      fuse_reply_attr(request, &st, 0);
+    });
+  }
+
+  // Open files
+
+  static void open(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
+    answer(
+        request, [&] { open_file(request, id, file); }, true);
+  }
+
+  static void open_file(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
+    FileSystem& fs = self_of(request);
+    const NodePtr node = fs.find(id);
+    const bool truncates = (file->flags & O_TRUNC) != 0;
+    const Retry retry = fs.end_overwriting(node, caller_of(request));
+    if (const Unpublished draft = fs.unpublished(node)) {
+      {
+        // Whoever has it open may open it again, as by /dev/stdout. Nobody else comes here but a
+        // thread whose open with O_TRUNC came to nothing.
+        const std::lock_guard lock(fs.mutex_);
+        if (node->handles.empty() && (retry != Retry::draft || !truncates)) {
+          fs.abandon(node);
+          fail(ESTALE);
+        }
+      }
+      if (truncates && ftruncate(draft->draft.fd(), 0) != 0) fail(errno);
+      if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
+    } else if (truncates) {
+      if (retry == Retry::same) fail(EPERM);
+      if (retry == Retry::failed) fail(ESTALE);  // it looks no third time
+      fs.start_overwriting(node, request);
+      fail(ESTALE);
+    } else if ((file->flags & O_APPEND) != 0) {
+      fail(EPERM);  // an array does not grow
+    }
+    auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
+    if (const AsCaller caller(request); caller.switched() && retry != Retry::draft) {
+      // What has the name now may not be what the kernel has checked the caller's rights on.
+      const std::string path = self(opened->fd.get());
+      const FileDescriptor allowed(::open(path.c_str(), (file->flags & O_ACCMODE) | O_CLOEXEC));
+      if (!allowed) {
+        const int errnum = errno;
+        fs.close(std::move(opened));
+        fail(errnum);
+      }
+    }
+    file->fh = reinterpret_cast<std::uint64_t>(opened.get());
+    Handle* const handle = opened.release();
+    // Never cached: the pages change without the kernel's FUSE side knowing.
+    file->direct_io = backing_id == 0;
+    const int failed = backing_id != 0 ? passthrough::reply_open(request, file, backing_id)
+                                       : fuse_reply_open(request, file);
+    if (failed != 0) fs.close(std::unique_ptr<Handle>(handle));
+  }
+
+  static void create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
+                     fuse_file_info* file) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      fs.end_overwriting(nullptr, caller_of(request));
+      check_new_name(name);
+      if ((mode & (S_ISUID | S_ISGID)) != 0) fail(EPERM);
+      const bool exclusive = (file->flags & O_EXCL) != 0;
+      const NodePtr directory = fs.find(parent);
+      const FileDescriptor fd = fs.open_directory(directory);
+      const std::string prefix = fs.prefix_of(directory);
+      // The kernel has looked, and found nothing, but by now there may be something.
+      const auto there = sharr::inspect(fd.get(), name, prefix);
+      if (there && exclusive) fail(EEXIST);
+      if (there && ((file->flags & O_TRUNC) == 0 || !there->info)) fail(ESTALE);  // look again
+      if (!there && is_foreign(fd.get(), name)) fail(EEXIST);
+      WritingPtr writing;
+      {
+        const AsCaller caller(request);
+        if (!there) {
+          writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));
+        } else if (!sharr::open_beneath(fd.get(), name, O_WRONLY)) {
+          fail(errno);
+        }
+      }
+      if (there) writing = fs.replacement(directory, name, there->st, caller_of(request));
+      writing->exclusive = exclusive;
+      writing->declared = (file->flags & O_ACCMODE) == O_RDWR;
+      const NodePtr node = fs.start_writing(directory, name, std::move(writing));
+      // The draft of another has had the name in between, and given it to an array.
+      if (exclusive && faccessat(fd.get(), name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+        const std::lock_guard lock(fs.mutex_);
+        fs.abandon(node);
+        fail(EEXIST);
+      }
+      std::unique_ptr<Handle> opened;
+      int backing_id = 0;
+      fuse_entry_param entry;
+      try {
+        std::tie(opened, backing_id) = fs.open_handle(node, file->flags, caller_of(request));
+        const struct stat st = fs.stat_node(node);
+        const std::lock_guard lock(fs.mutex_);
+        entry = fs.entry_of(node, st);
+      } catch (...) {
+        if (opened) fs.close(std::move(opened));
+        const std::lock_guard lock(fs.mutex_);
+        fs.abandon(node);
+        throw;
+      }
+      file->fh = reinterpret_cast<std::uint64_t>(opened.get());
+      Handle* const handle = opened.release();
+      file->direct_io = backing_id == 0;
+      const int failed = backing_id != 0
+                             ? passthrough::reply_create(request, entry, file, backing_id)
+                             : fuse_reply_create(request, &entry, file);
+      if (failed != 0) {
+        fs.close(std::unique_ptr<Handle>(handle));
+        fs.forget(entry.ino, 1);
+      }
+    });
+  }
+
+  static void flush(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const Handle& closed = handle(file);
+      {
+        const std::lock_guard lock(fs.mutex_);
+        // As POSIX has it, whichever descriptor the process has closed.
+        closed.node->lock_owners.erase(file->lock_owner);
+        if (closed.writable) repair(closed);
+      }
+      // The kernel says later that the file is closed, and lets go of the lock only then.
+      if (closed.flocked && fs.last_close(closed.node, caller_of(request), closed.opener)) {
+        ::flock(closed.fd.get(), LOCK_UN);
+      }
+      fs.finish(closed.node, request);
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  static void release(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+    answer(request, [&] {
+      self_of(request).close(std::unique_ptr<Handle>(&handle(file)));
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  static void read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset,
+                   fuse_file_info* file) {
+    answer(request, [&] {
+      std::vector<char> buffer(size);
+      const ssize_t n = pread(handle(file).fd.get(), buffer.data(), size, offset);
+      if (n < 0) fail(errno);
+      fuse_reply_buf(request, buffer.data(), static_cast<size_t>(n));
+    });
+  }
+
+  static void write(fuse_req_t request, fuse_ino_t, const char* data, size_t size, off_t offset,
+                    fuse_file_info* file) {
+    answer(request, [&] {
+      const Handle& opened = handle(file);
+      size_t fits = size;
+      if (!self_of(request).writing(opened.node)) {
+        struct stat st;
+        if (fstat(opened.fd.get(), &st) != 0) fail(errno);
+        // An array does not grow: what reaches beyond its end is not written.
+        if (size > 0 && offset >= st.st_size) fail(EPERM);
+        fits = std::min(size, static_cast<size_t>(st.st_size - offset));
+        // Nor does it become another one.
+        const std::string& header = opened.node->header;
+        const auto start = static_cast<size_t>(offset);
+        if (start < header.size() &&
+            header.compare(start, fits, data, std::min(fits, header.size() - start)) != 0) {
+          fail(EPERM);
+        }
+      }
+      const ssize_t n = pwrite(opened.fd.get(), data, fits, offset);
+      if (n < 0) fail(errno);
+      fuse_reply_write(request, static_cast<size_t>(n));
+    });
+  }
+
+  static void fsync(fuse_req_t request, fuse_ino_t, int data_only, fuse_file_info* file) {
+    const int fd = handle(file).fd.get();
+    const int failed = data_only != 0 ? fdatasync(fd) : ::fsync(fd);
+    fuse_reply_err(request, failed != 0 ? errno : 0);
+  }
+
+  static void lseek(fuse_req_t request, fuse_ino_t, off_t offset, int whence,
+                    fuse_file_info* file) {
+    const off_t found = ::lseek(handle(file).fd.get(), offset, whence);
+    if (found < 0) {
+      fuse_reply_err(request, errno);
+    } else {
+      fuse_reply_lseek(request, found);
+    }
+  }
+
+  static void fallocate(fuse_req_t request, fuse_ino_t, int mode, off_t offset, off_t length,
+                        fuse_file_info* file) {
+    answer(request, [&] {
+      const Unpublished draft = self_of(request).unpublished(handle(file).node);
+      if (!draft) fail(EPERM);
+      if (::fallocate(handle(file).fd.get(), mode, offset, length) != 0) fail(errno);
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  // Locks, on the backing file, so that they hold between the mount and what is beside it.
+
+  static void flock(fuse_req_t request, fuse_ino_t, fuse_file_info* file, int operation) {
+    answer(request, [&] {
+      const int fd = handle(file).fd.get();  // open while the request lasts
+      handle(file).flocked = true;
+      if (::flock(fd, operation | LOCK_NB) == 0) {
+        fuse_reply_err(request, 0);
+      } else if (errno == EWOULDBLOCK && (operation & LOCK_NB) == 0) {
+        self_of(request).lock_waiters_.wait(request, [=] { return ::flock(fd, operation); });
+      } else {
+        fail(errno);
+      }
+    });
+  }
+
+  // The open file that holds a process's locks on a node: with F_OFD_SETLK they are as much its own
+  // as they are the process's.
+  static std::shared_ptr<Node::LockOwner> lock_owner(FileSystem& fs, const Handle& opened,
+                                                     std::uint64_t owner, pid_t pid) {
+    const std::lock_guard lock(fs.mutex_);
+    std::shared_ptr<Node::LockOwner>& found = opened.node->lock_owners[owner];
+    if (!found) {
+      const std::string path = self(opened.fd.get());
+      FileDescriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+      if (!fd) fd = FileDescriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      if (!fd) {
+        const int errnum = errno;
+        opened.node->lock_owners.erase(owner);
+        fail(errnum);
+      }
+      found = std::make_shared<Node::LockOwner>(Node::LockOwner{std::move(fd), pid, &opened});
+    }
+    return found;
+  }
+
+  static void setlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock,
+                    int sleeps) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const auto owner = lock_owner(fs, handle(file), file->lock_owner, lock->l_pid);
+      struct flock wanted = *lock;
+      wanted.l_pid = 0;
+      if (fcntl(owner->fd.get(), F_OFD_SETLK, &wanted) == 0) {
+        fuse_reply_err(request, 0);
+      } else if ((errno == EAGAIN || errno == EACCES) && sleeps != 0) {
+        fs.lock_waiters_.wait(
+            request, [=]() mutable { return fcntl(owner->fd.get(), F_OFD_SETLKW, &wanted); });
+      } else {
+        fail(errno);
+      }
+    });
+  }
+
+  static void getlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const NodePtr& node = handle(file).node;
+      std::shared_ptr<Node::LockOwner> own;
+      pid_t other = 0;
+      {
+        const std::lock_guard guard(fs.mutex_);
+        for (const auto& [owner, entry] : node->lock_owners) {
+          if (owner == file->lock_owner)
+            own = entry;
+          else
+            other = entry->pid;
+        }
+      }
+      struct flock found = *lock;
+      found.l_pid = 0;
+      const int fd = own ? own->fd.get() : handle(file).fd.get();
+      if (fcntl(fd, F_OFD_GETLK, &found) != 0) fail(errno);
+      // The kernel does not say whose an open file is; of several processes here, one is named.
+      if (found.l_type != F_UNLCK && found.l_pid < 0) found.l_pid = other;
+      fuse_reply_lock(request, &found);
+    });
+  }
+
+  // Directories
+
+  static void opendir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+    answer(request, [&] {
+      auto directory = std::make_unique<Directory>();
+      file->fh = reinterpret_cast<std::uint64_t>(directory.get());
+      if (fuse_reply_open(request, file) == 0) static_cast<void>(directory.release());
+    });
+  }
+
+  static void readdir(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset,
+                      fuse_file_info* file) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      std::vector<Directory::Item>& items = reinterpret_cast<Directory*>(file->fh)->items;
+      if (offset == 0) {  // the start, or rewinddir
+        const NodePtr node = fs.find(id);
+        struct stat st;
+        const FileDescriptor fd = fs.open_node(node, O_PATH | O_DIRECTORY, st);
+        items.clear();
+        for (const char* name : {".", ".."}) {
+          items.push_back({.name = name, .ino = st.st_ino, .mode = st.st_mode});
+        }
+        for (sharr::Entry& entry : sharr::scan(fd.get(), fs.prefix_of(node))) {
+          items.push_back(
+              {.name = std::move(entry.name), .ino = entry.st.st_ino, .mode = entry.st.st_mode});
+        }
+      }
+      std::vector<char> buffer(size);
+      size_t used = 0;
+      struct stat st {};
+      for (auto i = static_cast<size_t>(offset); i < items.size(); ++i) {
+        st.st_ino = items[i].ino;
+        st.st_mode = items[i].mode;
+        const size_t length =
+            fuse_add_direntry(request, buffer.data() + used, size - used, items[i].name.c_str(),
+                              &st, static_cast<off_t>(i + 1));
+        if (length > size - used) break;
+        used += length;
+      }
+      fuse_reply_buf(request, buffer.data(), used);
+    });
+  }
+
+  static void releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+    delete reinterpret_cast<Directory*>(file->fh);
+    fuse_reply_err(request, 0);
+  }
+
+  static void fsyncdir(fuse_req_t request, fuse_ino_t id, int, fuse_file_info*) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      struct stat st;
+      const FileDescriptor fd = fs.open_node(fs.find(id), O_RDONLY | O_DIRECTORY, st);
+      if (::fsync(fd.get()) != 0) fail(errno);
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  static void mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      check_new_name(name);
+      const NodePtr directory = fs.find(parent);
+      const FileDescriptor fd = fs.open_directory(directory);
+      {
+        const AsCaller caller(request);
+        if (mkdirat(fd.get(), name, mode) != 0) fail(errno);
+      }
+      reply_entry(request, fs, fs.enter(directory, name));
+    });
+  }
+
+  // unlink and rmdir.
+  static void remove(fuse_req_t request, fuse_ino_t parent, const char* name, bool directory) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      const NodePtr node = fs.find(parent);
+      const FileDescriptor fd = fs.open_directory(node);
+      const auto entry = sharr::inspect(fd.get(), name, fs.prefix_of(node));
+      if (!entry) fail(ENOENT);
+      if (entry->info && directory) fail(ENOTDIR);
+      if (!entry->info && !directory) fail(EISDIR);
+      {
+        const AsCaller caller(request);
+        if (unlinkat(fd.get(), name, directory ? AT_REMOVEDIR : 0) != 0) fail(errno);
+      }
+      fuse_reply_err(request, 0);
+    });
+  }
+  static void unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    remove(request, parent, name, false);
+  }
+  static void rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    remove(request, parent, name, true);
+  }
+
+  static void rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent,
+                     const char* new_name, unsigned flags) {
+    answer(request, [&] {
+      FileSystem& fs = self_of(request);
+      constexpr unsigned no_replace = RENAME_NOREPLACE;
+      constexpr unsigned exchange = RENAME_EXCHANGE;
+      if ((flags & ~(no_replace | exchange)) != 0) fail(EINVAL);
+      check_new_name(new_name);
+      const NodePtr from = fs.find(parent);
+      const NodePtr to = fs.find(new_parent);
+      const std::unique_lock tree(fs.tree_mutex_);
+      const FileDescriptor from_fd = fs.open_directory(from);
+      const FileDescriptor to_fd = fs.open_directory(to);
+      std::optional<sharr::Entry> source;
+      std::optional<sharr::Entry> target;
+      while (true) {
+        source = sharr::inspect(from_fd.get(), name, fs.prefix_of(from));
+        target = sharr::inspect(to_fd.get(), new_name, fs.prefix_of(to));
+        if (!source || (!target && (flags & exchange) != 0)) fail(ENOENT);
+        // What is no array is not replaced, though it is not shown either.
+        const unsigned how = target ? flags : no_replace;
+        const AsCaller caller(request);
+        if (renameat2(from_fd.get(), name, to_fd.get(), new_name, how) == 0) break;
+        const int errnum = errno;
+        // Somebody has published an array in between.
+        if (how != flags && errnum == EEXIST && sharr::inspect(to_fd.get(), new_name, "")) continue;
+        // A file system without flags.
+        if (how == flags || errnum != EINVAL || is_foreign(to_fd.get(), new_name)) fail(errnum);
+        if (renameat(from_fd.get(), name, to_fd.get(), new_name) != 0) fail(errno);
+        break;
+      }
+      {
+        const std::lock_guard lock(fs.mutex_);
+        fs.moved(source->st, to, new_name);
+        if (target && (flags & exchange) != 0) fs.moved(target->st, from, name);
+      }
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  // Attributes
+
+  static void getxattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
+    answer(request, [&] {
+      // The kernel asks for others (security.capability, ACLs) on its own account.
+      if (!std::string_view(name).starts_with("user.sharr.")) fail(ENODATA);
+      for (const auto& [key, value] : self_of(request).attributes(id)) {
+        if (key == name) return reply_xattr(request, value, size);
+      }
+      fail(ENODATA);
+    });
+  }
+
+  static void listxattr(fuse_req_t request, fuse_ino_t id, size_t size) {
+    answer(request, [&] {
+      std::string names;
+      FileSystem& fs = self_of(request);
+      // A directory's is for attach() and create(), and nothing to be copied with it.
+      if (fs.find(id)->directory) return reply_xattr(request, names, size);
+      for (const auto& [key, value] : fs.attributes(id)) {
+        if (value.size() <= XATTR_SIZE_MAX) names += key + '\0';
+      }
+      reply_xattr(request, names, size);
+    });
+  }
+
+  static void reply_xattr(fuse_req_t request, const std::string& value, size_t size) {
+    if (value.size() > XATTR_SIZE_MAX) fail(E2BIG);
+    if (size == 0) {
+      fuse_reply_xattr(request, value.size());
+    } else if (value.size() > size) {
+      fail(ERANGE);
+    } else {
+      fuse_reply_buf(request, value.data(), value.size());
+    }
+  }
+
+  static void statfs(fuse_req_t request, fuse_ino_t) {
+    struct statvfs st;
+    if (fstatvfs(self_of(request).source_.get(), &st) != 0) {
+      fuse_reply_err(request, errno);
+    } else {
+      fuse_reply_statfs(request, &st);
+    }
+  }
+
+  // Refused: what an array cannot be. With EOPNOTSUPP programs that copy attributes pass over it.
+  static void mknod(fuse_req_t request, fuse_ino_t, const char*, mode_t, dev_t) {
+    fuse_reply_err(request, EPERM);
+  }
+  static void symlink(fuse_req_t request, const char*, fuse_ino_t, const char*) {
+    fuse_reply_err(request, EPERM);
+  }
+  static void link(fuse_req_t request, fuse_ino_t, fuse_ino_t, const char*) {
+    fuse_reply_err(request, EPERM);
+  }
+  static void setxattr(fuse_req_t request, fuse_ino_t, const char*, const char*, size_t, int) {
+    fuse_reply_err(request, EOPNOTSUPP);
+  }
+  static void removexattr(fuse_req_t request, fuse_ino_t, const char*) {
+    fuse_reply_err(request, EOPNOTSUPP);
+  }
+};
+
+const fuse_lowlevel_ops& FileSystem::operations() {
+  static const fuse_lowlevel_ops operations = [] {
+    fuse_lowlevel_ops ops{};
+    ops.init = Operations::init;
+    ops.lookup = Operations::lookup;
+    ops.forget = Operations::forget;
+    ops.forget_multi = Operations::forget_multi;
+    ops.getattr = Operations::getattr;
+    ops.setattr = Operations::setattr;
+    ops.open = Operations::open;
+    ops.create = Operations::create;
+    ops.flush = Operations::flush;
+    ops.release = Operations::release;
+    ops.read = Operations::read;
+    ops.write = Operations::write;
+    ops.fsync = Operations::fsync;
+    ops.lseek = Operations::lseek;
+    ops.fallocate = Operations::fallocate;
+    ops.flock = Operations::flock;
+    ops.setlk = Operations::setlk;
+    ops.getlk = Operations::getlk;
+    ops.opendir = Operations::opendir;
+    ops.readdir = Operations::readdir;
+    ops.releasedir = Operations::releasedir;
+    ops.fsyncdir = Operations::fsyncdir;
+    ops.mkdir = Operations::mkdir;
+    ops.unlink = Operations::unlink;
+    ops.rmdir = Operations::rmdir;
+    ops.rename = Operations::rename;
+    ops.getxattr = Operations::getxattr;
+    ops.listxattr = Operations::listxattr;
+    ops.setxattr = Operations::setxattr;
+    ops.removexattr = Operations::removexattr;
+    ops.statfs = Operations::statfs;
+    ops.mknod = Operations::mknod;
+    ops.symlink = Operations::symlink;
+    ops.link = Operations::link;
+    return ops;
+  }();
+  return operations;
+}
+
+}  // namespace sharrfs

@@ -1,0 +1,161 @@
+#include "process.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <sharr/object.hpp>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// While a process executes another program it closes what is to be closed then, with a lock held
+// that much of /proc waits for: stat, wchan and fd/N among it, but not status, fdinfo/N, children
+// and mountinfo. A daemon that reads the former before it has answered the close waits for ever.
+
+namespace sharrfs::process {
+namespace {
+
+// From Linux's include/linux/sched.h: the thread is on its way out.
+constexpr unsigned long pf_exiting = 0x4;
+
+// What a file of /proc says, nothing when its process is gone. (A std::filebuf would throw then.)
+std::string read_file(const std::string& path) {
+  const sharr::FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::string text;
+  std::array<char, 4096> buffer;
+  while (fd) {
+    const ssize_t n = read(fd.get(), buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    text.append(buffer.data(), static_cast<std::size_t>(n));
+  }
+  return text;
+}
+
+// Calls what(name) for the entries of a directory until it returns true.
+template <class What>
+bool any_entry(const std::string& path, What&& what) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(opendir(path.c_str()), closedir);
+  if (!stream) return false;
+  while (const dirent* item = readdir(stream.get())) {
+    if (item->d_name[0] != '.' && what(item->d_name)) return true;
+  }
+  return false;
+}
+
+template <class Number>
+std::optional<Number> number(std::string_view text) {
+  const std::size_t start = text.find_first_not_of(" \t");
+  if (start == std::string_view::npos) return {};
+  text.remove_prefix(start);
+  Number value{};
+  if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc{}) return {};
+  return value;
+}
+
+// The number in the line of a file of /proc that begins with key.
+template <class Number>
+std::optional<Number> field(std::string_view text, std::string_view key) {
+  for (std::size_t at = text.find(key); at != std::string_view::npos; at = text.find(key, at + 1)) {
+    if (at == 0 || text[at - 1] == '\n') return number<Number>(text.substr(at + key.size()));
+  }
+  return {};
+}
+
+// Whether a mount is of a device, by the mounts that some process sees. (A file that was opened
+// before its process got mounts of its own is on one that it does not see.)
+bool is_mounted(const std::string& mountinfo, int mount, dev_t device) {
+  const std::string mounts = read_file(mountinfo);
+  const std::string id = fmt::format("{} ", mount);
+  const std::string on = fmt::format(" {}:{} ", major(device), minor(device));
+  for (std::size_t start = 0; start < mounts.size();) {
+    const std::size_t end = std::min(mounts.find('\n', start), mounts.size());
+    const std::string_view line = std::string_view(mounts).substr(start, end - start);
+    if (line.starts_with(id)) return line.find(on) != std::string_view::npos;
+    start = end + 1;
+  }
+  return false;
+}
+
+pid_t process_of(pid_t tid) {
+  return field<pid_t>(read_file(fmt::format("/proc/{}/status", tid)), "Tgid:").value_or(tid);
+}
+
+}  // namespace
+
+Ending ending(pid_t tid) {
+  // A thread that ends has no memory any more when its files are closed. One in exec has, and must
+  // not be asked for its stat.
+  const std::string status = read_file(fmt::format("/proc/{}/status", tid));
+  if (status.empty() || field<std::uint64_t>(status, "VmSize:")) return Ending::none;
+  // The second field is the name in parentheses, which may hold anything.
+  std::string stat = read_file(fmt::format("/proc/{}/stat", tid));
+  const std::size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return Ending::none;
+  std::istringstream fields(stat.substr(name_end + 1));
+  std::vector<std::string> values{std::istream_iterator<std::string>(fields), {}};
+  // proc(5) counts from 1, and the first here is the third there: flags is 9, exit_code 52.
+  if (values.size() < 50) return Ending::none;
+  if ((number<unsigned long>(values[6]).value_or(0) & pf_exiting) == 0) return Ending::none;
+  const int code = number<int>(values[49]).value_or(0);
+  return (code & 0x7F) != 0 ? Ending::killed : Ending::exits;
+}
+
+std::optional<dev_t> device_of(const char* path) {
+  struct statx st {};
+  if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &st) != 0) return {};
+  return makedev(st.stx_dev_major, st.stx_dev_minor);
+}
+
+bool holds(pid_t tid, const File& file) {
+  const std::string directory = fmt::format("/proc/{}/fdinfo", tid);
+  return any_entry(directory, [&](const char* fd) {
+    const std::string info = read_file(directory + "/" + fd);
+    if (field<ino_t>(info, "ino:") != file.inode) return false;
+    const auto mount = field<int>(info, "mnt_id:");
+    return mount && (is_mounted(fmt::format("/proc/{}/mountinfo", tid), *mount, file.device) ||
+                     is_mounted("/proc/self/mountinfo", *mount, file.device));
+  });
+}
+
+bool anyone_holds(const File& file) {
+  return any_entry("/proc", [&](const char* name) {
+    const auto pid = number<pid_t>(name);
+    return pid && holds(*pid, file);
+  });
+}
+
+bool children_hold(pid_t tid, const File& file) {
+  std::vector<pid_t> left = {process_of(tid)};
+  while (!left.empty()) {
+    const std::string tasks = fmt::format("/proc/{}/task", left.back());
+    left.pop_back();
+    const bool found = any_entry(tasks, [&](const char* task) {
+      std::istringstream children(read_file(fmt::format("{}/{}/children", tasks, task)));
+      for (pid_t child = 0; children >> child;) {
+        if (holds(child, file)) return true;
+        left.push_back(child);
+      }
+      return false;
+    });
+    if (found) return true;
+  }
+  return false;
+}
+
+bool same(pid_t tid, pid_t other) { return tid == other || process_of(tid) == process_of(other); }
+
+}  // namespace sharrfs::process

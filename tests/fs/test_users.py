@@ -1,0 +1,346 @@
+"""Who may do what: other users on root's mount, an ordinary user's own, the daemon's privileges."""
+
+import contextlib
+import io
+import os
+import pathlib
+import random
+import re
+import stat
+import subprocess
+import textwrap
+
+import numpy as np
+import pytest
+import sharr
+import test_tree
+from conftest import NOBODY, PYTHON, ROOT, SHM, as_nobody, needs_root
+from mounts import NATIVE, daemons, mode, mounted, mounting, needs_fuse, unmount
+
+pytestmark = [needs_fuse, needs_root]
+
+PRELUDE = """
+import errno, fcntl, io, os, shutil, stat, subprocess, sys
+import numpy as np
+def npy(value):
+    file = io.BytesIO()
+    np.save(file, value)
+    return file.getvalue()
+def no(number, call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except OSError as error:
+        assert error.errno == number, (error, call, args)
+    else:
+        raise AssertionError((call, args))
+behind, point = sys.argv[1:3]
+os.umask(0o022)
+"""
+
+
+def npy(value):
+    file = io.BytesIO()
+    np.save(file, value)
+    return file.getvalue()
+
+
+@pytest.fixture
+def world(name, mode):
+    """A namespace that is like /dev/shm, and root's mount of it for everybody."""
+    behind, point = SHM / name, pathlib.Path("/tmp") / name
+    behind.mkdir(), point.mkdir()
+    os.chmod(behind, 0o1777)
+    options = "allow_other" + ("" if mode == NATIVE else ",direct_io")
+    try:
+        with mounting(f"shm://{name}", point, "-o", options):
+            yield behind, point
+    finally:
+        point.rmdir()
+
+
+def run_as(code, *args, groups=()):
+    command = as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), *args)
+    if groups:
+        command[command.index("--clear-groups")] = "--groups=" + ",".join(map(str, groups))
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_caller_makes_is_the_callers(world):
+    behind, point = world
+    run_as("""
+        with open(f"{point}/a", "wb") as file:
+            file.write(npy(3.0))
+        subprocess.run(["cp", "-p", f"{point}/a", f"{point}/b"], check=True)
+        os.mkdir(f"{point}/d", 0o700)
+        with open(f"{point}/d/c", "wb") as file:
+            file.write(npy(4.0))
+        os.rename(f"{point}/d/c", f"{point}/c")
+        os.chmod(f"{point}/c", 0o600)
+        os.utime(f"{point}/c", (5, 6))
+        os.truncate(f"{point}/c", os.stat(f"{point}/c").st_size)
+        no(errno.EPERM, os.chown, f"{point}/c", 0, 0)
+    """, behind, point)  # fmt: skip
+    for name in ("a", "b", "c", "d"):
+        status = os.stat(behind / name)
+        assert (status.st_uid, status.st_gid) == (NOBODY, NOBODY), name
+    assert stat.S_IMODE(os.stat(behind / "c").st_mode) == 0o600
+    assert os.stat(behind / "c").st_mtime == 6
+
+
+def test_what_is_somebody_elses_stays_theirs(world):
+    behind, point = world
+    for name, mode in (("a", 0o644), ("secret", 0o600), ("open", 0o666)):
+        (behind / name).write_bytes(npy(np.arange(5.0)))
+        os.chmod(behind / name, mode)
+    (behind / "d").mkdir(0o755), (behind / "d/a").write_bytes(npy(1.0))
+    before = sorted((p.name, p.stat().st_mode, p.stat().st_ino) for p in behind.rglob("*"))
+    run_as("""
+        for path in ("a", "secret"):
+            no(errno.EACCES, open, f"{point}/{path}", "r+b")
+            no(errno.EACCES, open, f"{point}/{path}", "wb")
+            no(errno.EACCES, os.truncate, f"{point}/{path}", 0)
+        for path in ("a", "secret", "open"):
+            no(errno.EPERM, os.unlink, f"{point}/{path}")  # the directory is sticky
+            no(errno.EPERM, os.rename, f"{point}/{path}", f"{point}/mine")
+            no(errno.EPERM, os.chmod, f"{point}/{path}", 0o777)
+            no(errno.EPERM, os.chown, f"{point}/{path}", os.getuid(), -1)
+            no(errno.EPERM, os.utime, f"{point}/{path}", (1, 2))
+        no(errno.EACCES, open, f"{point}/secret", "rb")
+        with open(f"{point}/mine", "wb") as file:
+            file.write(npy(3.0))
+        no(errno.EPERM, os.rename, f"{point}/mine", f"{point}/a")
+        no(errno.EACCES, open, f"{point}/d/new", "wb")
+        no(errno.EACCES, os.mkdir, f"{point}/d/new")
+        no(errno.EACCES, os.unlink, f"{point}/d/a")
+        no(errno.EACCES, os.rename, f"{point}/mine", f"{point}/d/mine")
+        no(errno.EACCES, os.rename, f"{point}/d/a", f"{point}/e")
+        os.unlink(f"{point}/mine")
+        with open(f"{point}/open", "r+b") as file:
+            file.seek(128), file.write(b"1234")
+    """, behind, point)  # fmt: skip
+    assert before == sorted((p.name, p.stat().st_mode, p.stat().st_ino) for p in behind.rglob("*"))
+    assert (behind / "open").read_bytes()[128:132] == b"1234"
+
+
+def test_overwriting_as_open_has_it(world):
+    """O_TRUNC takes the right to write the file, not one to the directory; owner and mode stay."""
+    behind, point = world
+    (behind / "d").mkdir(0o755)
+    (behind / "d/x").write_bytes(npy(1.0))
+    os.chmod(behind / "d/x", 0o666)
+    run_as("""
+        with open(f"{point}/d/x", "wb") as file:
+            file.write(npy(7.0))
+        assert os.listdir(f"{point}/d") == ["x"]
+    """, behind, point)  # fmt: skip
+    assert np.load(behind / "d/x") == 7 and os.listdir(behind / "d") == ["x"]
+    status = os.stat(behind / "d/x")
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o666)
+
+
+@contextlib.contextmanager
+def acting_as(uid):
+    os.setegid(uid), os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0), os.setegid(0)
+
+
+def tree(top):
+    """Without times: where a call has failed half way, nobody has set them."""
+    return {
+        path: found[:5] + found[6:] if stat.S_ISREG(found[0]) else found
+        for path, found in test_tree.tree(top).items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_call_by_call_as_several_users(world, tmp_path, seed):
+    """Same results, errors and trees as in a native directory, whoever calls."""
+    behind, point = world
+    native = SHM / f"{behind.name}-native"
+    native.mkdir()
+    os.chmod(native, 0o1777)
+    rng = random.Random(seed)
+    names = ["a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "e", "e/a"]
+    kinds = [kind for kind in test_tree.KINDS if kind not in ("statvfs", "fsync")] + ["mkdir", "write"]
+    modes = [0o700, 0o755, 0o777, 0o600, 0o644, 0o666, 0o444, 0o222, 0o1777, 0o070]
+    groups, mask = os.getgroups(), os.umask(0o002)
+    os.setgroups([])
+    try:
+        for step in range(600):
+            kind, uid = rng.choice(kinds), rng.choice([0, NOBODY, NOBODY - 1])
+            count, extra = test_tree.KINDS[kind]
+            args = [kind, *rng.choices(names, k=count), *extra(rng)]
+            if kind in ("chmod", "mkdir"):
+                args[-1] = rng.choice(modes)
+            if kind == "chown":
+                args[-2:] = rng.choice([-1, NOBODY, NOBODY - 1, 0]), rng.choice([-1, NOBODY, NOBODY - 1])
+            outcomes = []
+            for top in (point, native):
+                with acting_as(uid):
+                    outcomes.append(test_tree.outcome(top, *args))
+            assert outcomes[0] == outcomes[1], (step, uid, args)
+            if step % 30 == 0:
+                assert tree(point) == tree(native), (step, uid, args)
+        assert tree(point) == tree(native) == tree(behind)
+    finally:
+        os.umask(mask), os.setgroups(groups)
+
+
+def test_overwriting_at_once(world):
+    """The second to close replaces the first's, as it may write that."""
+    behind, point = world
+    (behind / "x").write_bytes(npy(1.0))
+    os.chmod(behind / "x", 0o666)
+    run_as("""
+        fds = [os.open(f"{point}/x", os.O_WRONLY | os.O_TRUNC) for _ in range(2)]
+        for number, fd in enumerate(fds):
+            os.write(fd, npy(float(number))), os.close(fd)
+    """, behind, point)  # fmt: skip
+    assert np.load(behind / "x") == 1.0
+
+
+def test_roots_directories_keep_their_bits(world):
+    behind, point = world
+    (point / "d").mkdir()
+    os.chown(point / "d", -1, 4444)
+    os.chmod(point / "d", 0o2770)
+    assert stat.S_IMODE(os.stat(behind / "d").st_mode) == 0o2770
+    os.chmod(point / "d", 0o2775)
+    assert stat.S_IMODE(os.stat(behind / "d").st_mode) == 0o2775
+
+
+def test_what_came_meanwhile_is_replaced_only_by_right(world):
+    """A new name, under which somebody else publishes an array before it is closed."""
+    behind, point = world
+    child = subprocess.Popen(
+        as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent("""
+            fd = os.open(f"{point}/x", os.O_WRONLY | os.O_CREAT)
+            os.write(fd, npy(1.0))
+            print(flush=True)
+            sys.stdin.readline()
+            no(errno.EPERM, os.close, fd)  # sticky, and not ours
+        """), behind, point),
+        stdin=-1, stdout=-1, text=True, cwd="/",
+    )  # fmt: skip
+    child.stdout.readline()
+    (behind / "x").write_bytes(npy(2.0))
+    child.communicate("\n")
+    assert child.returncode == 0
+    assert np.load(behind / "x") == 2 and os.listdir(behind) == ["x"]
+
+
+def test_groups(world):
+    behind, point = world
+    (behind / "d").mkdir()
+    os.chown(behind / "d", 0, 4444), os.chmod(behind / "d", 0o2770)
+    run_as("""
+        with open(f"{point}/d/a", "wb") as file:
+            file.write(npy(1.0))
+        os.mkdir(f"{point}/d/e")
+        os.chown(f"{point}/d/a", -1, 5555)
+        no(errno.EPERM, os.chown, f"{point}/d/a", -1, 6666)
+        os.unlink(f"{point}/d/a")
+        with open(f"{point}/d/b", "wb") as file:
+            file.write(npy(1.0))
+    """, behind, point, groups=(4444, 5555))  # fmt: skip
+    assert os.stat(behind / "d/b").st_gid == os.stat(behind / "d/e").st_gid == 4444
+    assert os.stat(behind / "d/b").st_uid == NOBODY
+    run_as("""
+        no(errno.EACCES, os.listdir, f"{point}/d")
+        no(errno.EACCES, open, f"{point}/d/c", "wb")
+    """, behind, point)  # fmt: skip
+
+
+def test_set_id_and_devices(world):
+    behind, point = world
+    with open("/proc/self/mounts") as mounts:
+        (line,) = [line for line in mounts if line.split()[1] == str(point)]
+    assert {"nosuid", "nodev", "default_permissions"} <= set(line.split()[3].split(","))
+    assert line.split()[2] == "fuse.sharrfs"
+    (behind / "a").write_bytes(npy(1.0))
+    os.chmod(behind / "a", 0o6777)
+    assert stat.S_IMODE(os.stat(point / "a").st_mode) == 0o777
+    run_as('no(errno.EPERM, os.chmod, f"{point}/a", 0o4777)', behind, point)
+
+
+def test_only_its_owner_without_allow_other(name, tmp_path):
+    point = pathlib.Path("/tmp") / name
+    point.mkdir()
+    sharr.create(name, 3)
+    try:
+        with mounting("shm://", point):
+            run_as("no(errno.EACCES, os.listdir, point)", "/", point)
+    finally:
+        point.rmdir()
+
+
+def test_the_daemon_keeps_no_more_than_the_manual_says(world):
+    behind, point = world
+    manual = (ROOT / "fs/sharrfs.1").read_text()
+    section = manual[manual.index(".SH PRIVILEGES") : manual.index(".SH EXIT STATUS")]
+    wanted = set(re.findall(r"CAP_[A-Z_]+", section))
+    numbers = {"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "SETGID": 6,
+               "SETUID": 7, "SYS_PTRACE": 19, "SYS_ADMIN": 21}  # fmt: skip
+    bits = sum(1 << numbers[capability.removeprefix("CAP_")] for capability in wanted)
+    (pid,) = daemons(point)
+    (behind / "a").write_bytes(npy(1.0))
+    run_as('open(f"{point}/a", "rb").read()', behind, point)
+    tasks = list(pathlib.Path(f"/proc/{pid}/task").iterdir())
+    if "SHARR_SHARRFS" in os.environ:  # a sanitizer has a thread before there is a main()
+        tasks = [pathlib.Path(f"/proc/{pid}/task/{pid}")]
+    for task in tasks:
+        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == bits
+        assert status["CapInh"].strip("0") == "" and status["NoNewPrivs"] == "1"
+        assert status["Uid"].split() == ["0"] * 4
+    # The unit gives no less.
+    unit = (ROOT / "fs/sharrfs@.service.in").read_text()
+    assert set(re.search(r"CapabilityBoundingSet=(.*)", unit)[1].split()) == wanted
+
+
+def test_an_ordinary_users_mount_writes(name, public_build):
+    """By fusermount3, without passthrough; everything belongs to that user."""
+    behind, point = SHM / name, pathlib.Path("/tmp") / name
+    behind.mkdir(), point.mkdir()
+    os.chown(behind, NOBODY, NOBODY), os.chown(point, NOBODY, NOBODY)
+    (behind / "roots").write_bytes(npy(1.0))
+    fuse_mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
+    os.chmod("/dev/fuse", 0o666)
+    try:
+        out = run_as("""
+            subprocess.run([sys.argv[3], f"shm://{os.path.basename(behind)}", point], check=True)
+            try:
+                data = npy(np.arange(100_000.0))
+                def sh(script):
+                    subprocess.run(["bash", "-e", "-c", script], cwd=point, check=True)
+                with open(f"{point}/a", "wb") as file:
+                    file.write(data)
+                sh("cp a b; cat a > c; cat c > b; mv b d; mkdir e; mv d e/; cmp a e/d; chmod 600 a; touch a")
+                sh("rm c; rm -r e; dd if=a of=f status=none; cmp a f; flock -n f true")
+                with open(f"{point}/f", "wb") as file:
+                    file.write(data[:-1])
+                    no(errno.EINVAL, file.close)
+                no(errno.EACCES, open, f"{point}/roots", "r+b")
+                no(errno.EACCES, open, f"{point}/roots", "wb")
+                fd = os.open(f"{point}/locked", os.O_WRONLY | os.O_CREAT, 0o400)
+                os.write(fd, data), os.close(fd)
+                os.unlink(f"{point}/roots")  # the directory is ours
+                print(*sorted(os.listdir(point)))
+            finally:
+                subprocess.run(["fusermount3", "-u", point], check=True)
+        """, behind, point, public_build / "bin/sharrfs")  # fmt: skip
+    finally:
+        os.chmod("/dev/fuse", fuse_mode)
+        if mounted(point):
+            unmount(point)
+        point.rmdir()
+    assert out == "a f locked\n"
+    assert sorted(os.listdir(behind)) == ["a", "f", "locked"]
+    for entry in behind.iterdir():
+        assert entry.stat().st_uid == NOBODY
+    assert (behind / "f").read_bytes() == (behind / "a").read_bytes()
