@@ -24,7 +24,6 @@ using sharr::FileDescriptor;
 
 namespace {
 
-constexpr std::string_view attribute_prefix = "user.sharr.";
 // Far more than any tree has; a circle of directories, which moves beside the mount could make when
 // they are seen in an unlucky order, has none.
 constexpr std::size_t longest_path = std::size_t{1} << 20;
@@ -64,11 +63,6 @@ struct stat stat_of(int fd) {
   return st;
 }
 
-// Another open file of what is open as fd.
-FileDescriptor reopen(int fd, int flags) {
-  return FileDescriptor(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), flags | O_CLOEXEC));
-}
-
 // For a line of the log.
 std::string printable(std::string_view text) {
   std::string result;
@@ -85,6 +79,12 @@ bool is_foreign(int directory, const std::string& name) {
   // Twice: between the two looks an array may have come.
   const auto shown = [&] { return sharr::inspect(directory, name, "").has_value(); };
   return !shown() && faccessat(directory, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0 && !shown();
+}
+
+std::string self(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
+FileDescriptor reopen(int fd, int flags) {
+  return FileDescriptor(::open(self(fd).c_str(), flags | O_CLOEXEC));
 }
 
 void fail(int errnum) { throw std::system_error(errnum, std::generic_category()); }
@@ -582,10 +582,7 @@ void FileSystem::abandon(const NodePtr& node) {
   if (!node->handles.empty()) return;
   drafts_.erase(node);
   node->writing.reset();
-  if (node->lookups > 0) return;  // the kernel will forget it
-  const auto known = ids_.find(node->key);
-  if (known != ids_.end() && known->second == node->id) ids_.erase(known);
-  nodes_.erase(node->id);
+  drop(node->id, 0);  // where the kernel has it, it will forget it
 }
 
 void FileSystem::log_refusal(const NodePtr& node, const char* why) noexcept {

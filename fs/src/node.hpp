@@ -11,7 +11,14 @@
 
 namespace sharrfs {
 
+// What the names of our extended attributes begin with.
+constexpr std::string_view attribute_prefix = "user.sharr.";
+
 [[noreturn]] void fail(int errnum);
+// The inode open as fd, which may be O_PATH, by a name.
+std::string self(int fd);
+// Another open file of it; empty with errno set when that is not to be had.
+sharr::FileDescriptor reopen(int fd, int flags);
 // Whether something has the name that is not shown here.
 bool is_foreign(int directory, const std::string& name);
 

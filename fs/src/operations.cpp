@@ -2,7 +2,6 @@
 // exception. What changes names or attributes is done with the caller's rights: the kernel has
 // checked them, but on what it knew, and what is there now may be somebody else's.
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <linux/limits.h>
 #include <sys/file.h>
 #include <sys/statvfs.h>
@@ -23,9 +22,6 @@ namespace sharrfs {
 using sharr::FileDescriptor;
 
 namespace {
-
-// What is done to the inode open as fd, which may be O_PATH, by name.
-std::string self(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
 
 void check_new_name(const std::string& name) {
   if (name.size() > NAME_MAX) fail(ENAMETOOLONG);
@@ -183,9 +179,7 @@ struct FileSystem::Operations {
     auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
     if (const AsCaller caller(request); caller.switched() && retry != Retry::draft) {
       // What has the name now may not be what the kernel has checked the caller's rights on.
-      const std::string path = self(opened->fd.get());
-      const FileDescriptor allowed(::open(path.c_str(), (file->flags & O_ACCMODE) | O_CLOEXEC));
-      if (!allowed) {
+      if (!reopen(opened->fd.get(), file->flags & O_ACCMODE)) {
         const int errnum = errno;
         fs.close(std::move(opened));
         fail(errnum);
@@ -372,9 +366,8 @@ struct FileSystem::Operations {
     const std::lock_guard lock(fs.mutex_);
     std::shared_ptr<Node::LockOwner>& found = opened.node->lock_owners[owner];
     if (!found) {
-      const std::string path = self(opened.fd.get());
-      FileDescriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-      if (!fd) fd = FileDescriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      FileDescriptor fd = reopen(opened.fd.get(), O_RDWR);
+      if (!fd) fd = reopen(opened.fd.get(), O_RDONLY);
       if (!fd) {
         const int errnum = errno;
         opened.node->lock_owners.erase(owner);
@@ -570,7 +563,7 @@ struct FileSystem::Operations {
   static void getxattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
     answer(request, [&] {
       // The kernel asks for others (security.capability, ACLs) on its own account.
-      if (!std::string_view(name).starts_with("user.sharr.")) fail(ENODATA);
+      if (!std::string_view(name).starts_with(attribute_prefix)) fail(ENODATA);
       for (const auto& [key, value] : self_of(request).attributes(id)) {
         if (key == name) return reply_xattr(request, value, size);
       }
