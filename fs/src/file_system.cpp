@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <system_error>
+#include <thread>
 
 #include "caller.hpp"
 #include "node.hpp"
@@ -19,6 +20,8 @@
 
 namespace sharrfs {
 
+using process::Holders;
+using process::Where;
 using sharr::Entry;
 using sharr::FileDescriptor;
 
@@ -61,6 +64,19 @@ struct stat stat_of(int fd) {
   struct stat st;
   if (fstat(fd, &st) != 0) fail(errno);
   return st;
+}
+
+// Whether another process has a file that the thread's process has closed. One that is just being
+// started has copies for a moment that are no use to anybody; once it is, they are closed.
+bool held_elsewhere(Where where, pid_t tid, const process::File& file, bool until_exec) {
+  constexpr int tries = 20;
+  for (int i = 0; i < tries; ++i) {
+    const Holders holders = process::holders(where, tid, file);
+    if (holders == Holders::none || (holders == Holders::until_exec && !until_exec)) return false;
+    if (holders == Holders::some || holders == Holders::unknown) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
 }
 
 // For a line of the log.
@@ -422,10 +438,10 @@ void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr
 // The others looked at are those who can have it from this one: what the process has started, or,
 // when it has the file from somebody itself, everybody.
 bool FileSystem::last_close(const NodePtr& node, pid_t tid, pid_t opener) {
-  const process::File file{.device = device_, .inode = std::get<1>(node->key)};
-  if (process::holds(tid, file)) return false;
-  return process::same(tid, opener) ? !process::children_hold(tid, file)
-                                    : !process::anyone_holds(file);
+  const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
+  return process::holders(Where::process, tid, file) == Holders::none &&
+         !held_elsewhere(process::same(tid, opener) ? Where::children : Where::everywhere, tid,
+                         file, false);
 }
 
 void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
@@ -568,7 +584,8 @@ FileSystem::Retry FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
 // Those that came to nothing because the thread has ended on the way. mutex_ is held.
 void FileSystem::purge_truncations() {
   std::erase_if(truncations_, [this](const auto& entry) {
-    const bool gone = access(fmt::format("/proc/{}", entry.first).c_str(), F_OK) != 0;
+    const bool gone = std::chrono::steady_clock::now() - entry.second.since > longest_retry ||
+                      access(fmt::format("/proc/{}", entry.first).c_str(), F_OK) != 0;
     if (gone) {
       abandon(entry.second.draft);
       drop(entry.second.draft->id, 1);
@@ -605,19 +622,20 @@ void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
   const WritingPtr writing = this->writing(node);
   if (!writing) return;
   const pid_t tid = fuse_req_ctx(request)->pid;  // 0 when it is in a PID namespace out of sight
-  const process::File file{.device = device_, .inode = std::get<1>(node->key)};
+  const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
   const std::lock_guard guard(writing->mutex);
   if (writing->published) return;
   const process::Ending ending = process::ending(tid);
   writing->killed = ending == process::Ending::killed;
   writing->refused = false;
-  if (writing->killed || process::holds(tid, file)) return;
+  if (writing->killed) return;
+  if (process::holders(Where::process, tid, file) != Holders::none) return;
   std::optional<sharr::Info> info;
   try {
     info = writing->draft.check(writing->declared);
   } catch (const sharr::FormatError& error) {
     const bool heard = tid != 0 && ending == process::Ending::none;
-    if (!heard || process::anyone_holds(file)) return;
+    if (!heard || held_elsewhere(Where::everywhere, tid, file, true)) return;
     writing->refused = true;
     log_refusal(node, error.message().c_str());
     // Where a write has failed for that, this is what a program should hear that looks no further

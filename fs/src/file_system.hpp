@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "locks.hpp"
+#include "process.hpp"
 
 namespace sharrfs {
 
@@ -43,10 +44,10 @@ class FileSystem {
 
   // The operations, for fuse_session_new() with this as userdata. Called by several threads.
   static const fuse_lowlevel_ops& operations();
-  // To be called before the loop runs. device: of the mount.
-  void set_session(fuse_session* session, dev_t device) {
+  // To be called before the loop runs.
+  void set_session(fuse_session* session, const process::Mount& mount) {
     session_ = session;
-    device_ = device;
+    mount_ = mount;
   }
 
   // To be called after the loop, while the session still is.
@@ -94,7 +95,7 @@ class FileSystem {
 
   // Open files. A backing id of 0 stands for direct_io.
   std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags, pid_t tid);
-  // Whether a descriptor that the thread has closed was the last one.
+  // Whether a descriptor that the thread has closed was the last one of a file that opener opened.
   bool last_close(const NodePtr& node, pid_t tid, pid_t opener);
   void close(std::unique_ptr<Handle> handle) noexcept;
   static void repair(const Handle& handle) noexcept;
@@ -121,7 +122,7 @@ class FileSystem {
   const std::string prefix_;
   const bool direct_io_;
   fuse_session* session_ = nullptr;
-  dev_t device_ = 0;
+  process::Mount mount_{};
   LockWaiters lock_waiters_;
 
   // Held exclusively while a name changes its place, so that a look-up that has seen the old place

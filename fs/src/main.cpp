@@ -310,9 +310,9 @@ int mount(fuse_args* args, const Options& options, const fuse_cmdline_opts& cmdl
     fuse_remove_signal_handlers(session.get());
   };
   try {
-    const auto device = process::device_of(point.c_str());
-    if (!device) throw Failure(fmt::format("{}: {}", point, strerror(errno)));
-    fs.set_session(session.get(), *device);
+    const auto mounted = process::mount_at(point.c_str());
+    if (!mounted) throw Failure(fmt::format("{}: {}", point, strerror(errno)));
+    fs.set_session(session.get(), *mounted);
     mallopt(M_ARENA_MAX, 2);  // threads come and go, and each would leave one behind
     umask(0);                 // callers have their own, which the kernel has applied
     drop_privileges();

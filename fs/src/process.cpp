@@ -9,9 +9,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstdint>
+#include <future>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -19,11 +22,14 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 // While a process executes another program it closes what is to be closed then, with a lock held
 // that much of /proc waits for: stat, wchan and fd/N among it, but not status, fdinfo/N, children
 // and mountinfo. A daemon that reads the former before it has answered the close waits for ever.
+// (And fdinfo/N of an epoll descriptor waits for whoever adds to it; see holders().)
 
 namespace sharrfs::process {
 namespace {
@@ -57,27 +63,28 @@ bool any_entry(const std::string& path, What&& what) {
 }
 
 template <class Number>
-std::optional<Number> number(std::string_view text) {
+std::optional<Number> number(std::string_view text, int base = 10) {
   const std::size_t start = text.find_first_not_of(" \t");
   if (start == std::string_view::npos) return {};
   text.remove_prefix(start);
   Number value{};
-  if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc{}) return {};
+  if (std::from_chars(text.data(), text.data() + text.size(), value, base).ec != std::errc{})
+    return {};
   return value;
 }
 
 // The number in the line of a file of /proc that begins with key.
 template <class Number>
-std::optional<Number> field(std::string_view text, std::string_view key) {
+std::optional<Number> field(std::string_view text, std::string_view key, int base = 10) {
   for (std::size_t at = text.find(key); at != std::string_view::npos; at = text.find(key, at + 1)) {
-    if (at == 0 || text[at - 1] == '\n') return number<Number>(text.substr(at + key.size()));
+    if (at == 0 || text[at - 1] == '\n') return number<Number>(text.substr(at + key.size()), base);
   }
   return {};
 }
 
 // Whether a mount is of a device, by the mounts that some process sees. (A file that was opened
 // before its process got mounts of its own is on one that it does not see.)
-bool is_mounted(const std::string& mountinfo, int mount, dev_t device) {
+bool is_mounted(const std::string& mountinfo, std::uint64_t mount, dev_t device) {
   const std::string mounts = read_file(mountinfo);
   const std::string id = fmt::format("{} ", mount);
   const std::string on = fmt::format(" {}:{} ", major(device), minor(device));
@@ -114,46 +121,114 @@ Ending ending(pid_t tid) {
   return (code & 0x7F) != 0 ? Ending::killed : Ending::exits;
 }
 
-std::optional<dev_t> device_of(const char* path) {
+std::optional<Mount> mount_at(const char* path) {
   struct statx st {};
-  if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &st) != 0) return {};
-  return makedev(st.stx_dev_major, st.stx_dev_minor);
+  constexpr int flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT;
+  if (statx(AT_FDCWD, path, flags, STATX_MNT_ID, &st) != 0) return {};
+  return Mount{.device = makedev(st.stx_dev_major, st.stx_dev_minor), .id = st.stx_mnt_id};
 }
 
-bool holds(pid_t tid, const File& file) {
+namespace {
+
+// Whether a process has a file: some says yes, and until_exec that exec would close it.
+Holders in_process(pid_t tid, const File& file) {
   const std::string directory = fmt::format("/proc/{}/fdinfo", tid);
-  return any_entry(directory, [&](const char* fd) {
+  Holders found = Holders::none;
+  any_entry(directory, [&](const char* fd) {
     const std::string info = read_file(directory + "/" + fd);
     if (field<ino_t>(info, "ino:") != file.inode) return false;
-    const auto mount = field<int>(info, "mnt_id:");
-    return mount && (is_mounted(fmt::format("/proc/{}/mountinfo", tid), *mount, file.device) ||
-                     is_mounted("/proc/self/mountinfo", *mount, file.device));
+    const auto mount = field<std::uint64_t>(info, "mnt_id:");
+    if (!mount || !(mount == file.mount.id ||
+                    is_mounted(fmt::format("/proc/{}/mountinfo", tid), *mount, file.mount.device) ||
+                    is_mounted("/proc/self/mountinfo", *mount, file.mount.device))) {
+      return false;
+    }
+    const auto flags = field<unsigned long>(info, "flags:", 8).value_or(0);
+    found = (flags & O_CLOEXEC) != 0 ? std::max(found, Holders::until_exec) : Holders::some;
+    return found == Holders::some;
   });
+  return found;
 }
 
-bool anyone_holds(const File& file) {
-  return any_entry("/proc", [&](const char* name) {
-    const auto pid = number<pid_t>(name);
-    return pid && holds(*pid, file);
-  });
-}
-
-bool children_hold(pid_t tid, const File& file) {
+Holders in_children(pid_t tid, const File& file) {
+  Holders found = Holders::none;
   std::vector<pid_t> left = {process_of(tid)};
   while (!left.empty()) {
     const std::string tasks = fmt::format("/proc/{}/task", left.back());
     left.pop_back();
-    const bool found = any_entry(tasks, [&](const char* task) {
+    any_entry(tasks, [&](const char* task) {
       std::istringstream children(read_file(fmt::format("{}/{}/children", tasks, task)));
       for (pid_t child = 0; children >> child;) {
-        if (holds(child, file)) return true;
+        const Holders one = in_process(child, file);
+        found = std::max(found, one == Holders::some ? Holders::children : one);
         left.push_back(child);
       }
       return false;
     });
-    if (found) return true;
   }
-  return false;
+  return found;
+}
+
+// Whether a process comes from another, or is gone.
+bool descends(pid_t pid, pid_t from) {
+  while (pid != 0 && pid != from) {
+    pid = field<pid_t>(read_file(fmt::format("/proc/{}/status", pid)), "PPid:").value_or(from);
+  }
+  return pid == from;
+}
+
+Holders in_all(pid_t tid, const File& file) {
+  const pid_t process = process_of(tid);
+  Holders found = Holders::none;
+  any_entry("/proc", [&](const char* name) {
+    const auto pid = number<pid_t>(name);
+    Holders one = pid ? in_process(*pid, file) : Holders::none;
+    if (one == Holders::none) return false;
+    if (*pid == process || !descends(*pid, process)) {
+      one = Holders::some;
+    } else if (one == Holders::some) {
+      one = Holders::children;
+    }
+    found = std::max(found, one);
+    return found == Holders::some;
+  });
+  return found;
+}
+
+}  // namespace
+
+Holders holders(Where where, pid_t tid, const File& file) {
+  constexpr int max_looking = 32;
+  constexpr std::chrono::seconds patience{3};
+  static std::atomic<int> looking{0};
+  if (looking >= max_looking) return Holders::unknown;
+  std::packaged_task<Holders()> task([=] {
+    // Without a share in the daemon's descriptors: while somebody has that of the mount, even by a
+    // thread that cannot die, those who wait for the daemon wait on when it is gone.
+    const std::unique_ptr<std::atomic<int>, void (*)(std::atomic<int>*)> done(
+        &looking, [](std::atomic<int>* count) { --*count; });
+#ifndef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same
+    if (close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0) return Holders::unknown;
+#endif
+    switch (where) {
+      case Where::process:
+        return in_process(tid, file);
+      case Where::children:
+        return in_children(tid, file);
+      case Where::everywhere:
+        return in_all(tid, file);
+    }
+    return Holders::unknown;
+  });
+  std::future<Holders> found = task.get_future();
+  ++looking;
+  try {
+    std::thread(std::move(task)).detach();
+  } catch (const std::system_error&) {  // no more threads
+    --looking;
+    return Holders::unknown;
+  }
+  return found.wait_for(patience) == std::future_status::ready ? found.get() : Holders::unknown;
 }
 
 bool same(pid_t tid, pid_t other) { return tid == other || process_of(tid) == process_of(other); }

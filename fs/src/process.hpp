@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <optional>
 
 namespace sharrfs::process {
@@ -19,21 +20,37 @@ enum class Ending {
 // How the thread tid is coming to its end.
 Ending ending(pid_t tid);
 
-// A file on the mount: the mount's device, and the inode number there.
-struct File {
+struct Mount {
   dev_t device;
+  std::uint64_t id;  // in the daemon's mount namespace
+};
+// The mount at path, or none with errno set. Asks the kernel for no more than it knows: a daemon
+// that waits for its own answer cannot even be killed.
+std::optional<Mount> mount_at(const char* path);
+
+// A file on the mount, by its inode number there.
+struct File {
+  Mount mount;
   ino_t inode;
 };
-// The device of the mount at path, or none with errno set. Asks the kernel for no more than it
-// knows: a daemon that waits for its own answer cannot even be killed.
-std::optional<dev_t> device_of(const char* path);
 
-// Whether the thread's process has a descriptor of the file.
-bool holds(pid_t tid, const File& file);
-// Whether any process has one.
-bool anyone_holds(const File& file);
-// Whether a process that the thread's process has started has one.
-bool children_hold(pid_t tid, const File& file);
+// Where to look for descriptors of a file.
+enum class Where {
+  process,   // in that of the thread
+  children,  // in those that this one has started
+  everywhere,
+};
+enum class Holders {
+  none,
+  until_exec,  // what it has started, by copies which exec closes, as between fork and exec
+  children,    // what it has started; while exec closes copies, some look as if it would not
+  some,
+  unknown,  // it could not be found out in time
+};
+// Who has a descriptor of the file. What is behind a descriptor of some process can make it wait
+// for whoever it waits for, this daemon included, so it looks in a thread of its own, and not for
+// ever.
+Holders holders(Where where, pid_t tid, const File& file);
 
 // Whether the two threads are of one process.
 bool same(pid_t tid, pid_t other);

@@ -90,6 +90,7 @@ def test_umount_lazily(space):
         subprocess.run(["umount", "-l", point], check=True)
         assert not os.listdir(point) and daemons(point)
         assert file.read() == npy(np.arange(1000.0))
+        os.close(os.dup(new.fileno()))  # which is not its end
         new.close()
         assert np.load(behind / "b").tolist() == [1] * 3
     wait_until(lambda: not daemons(point), "the daemon's end")

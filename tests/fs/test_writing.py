@@ -350,14 +350,26 @@ def test_exec_closes_too(space):
     assert (behind / "x").read_bytes() == npy(A)
     assert os.listdir(point) == ["x"]
 
+    # What is about to be started has copies for a moment; the array is there all the same.
+    lost, heard = [], []
+
     def save(number):
-        for _ in range(20):
-            (point / f"t{number}").write_bytes(npy(B))
+        for i in range(30):
+            path = point / f"t{number}"
+            path.write_bytes(npy(B))
+            lost.extend([path] if not path.exists() else [])
+            path.unlink()
+            try:
+                path.write_bytes(npy(B)[:-1])
+            except OSError as error:
+                heard.append(error.errno)
+        path.write_bytes(npy(B))
 
     threads = [threading.Thread(target=save, args=[number]) for number in range(3)]
     [thread.start() for thread in threads]
     while any(thread.is_alive() for thread in threads):
         os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+    assert not lost and heard == [errno.EINVAL] * 90
     assert all((behind / f"t{number}").read_bytes() == npy(B) for number in range(3))
 
 
@@ -365,11 +377,46 @@ def test_opened_again_by_its_descriptor(space, tmp_path):
     """As /dev/stdout has it: there is no name yet."""
     uri, behind, point = space
     (tmp_path / "a.npy").write_bytes(npy(A))
-    for script in ('cat "$1" > /dev/stdout > "$2"', '(cat "$1" > /dev/stdout) > "$2"',
-                   'dd if="$1" of=/dev/stdout status=none > "$2"'):  # fmt: skip
+    for script in ('cp "$1" /dev/stdout > "$2"', 'cat "$1" > /dev/stdout > "$2"',
+                   'dd if="$1" of=/dev/stdout status=none > "$2"', '(cat "$1" > /dev/stdout) > "$2"',
+                   'tee /dev/stderr < "$1" 2> "$2" > /dev/null'):  # fmt: skip
         sh(script, tmp_path / "a.npy", point / "x")
         assert (behind / "x").read_bytes() == npy(A), script
         os.unlink(point / "x")
+
+
+def test_busy_with_something_that_waits_for_the_daemon(space):
+    """/proc tells of an epoll descriptor when nobody adds to it, which may be who asks the daemon."""
+    uri, behind, point = space
+    (point / "x").write_bytes(npy(B))
+    (pid,) = daemons(point)
+    script = """
+        import os, select, sys, threading, time
+        point, pid, data = sys.argv[1], int(sys.argv[2]), open(f"{sys.argv[1]}/x", "rb").read()
+        files = [os.open(f"{point}/f{i}", os.O_WRONLY | os.O_CREAT) for i in range(12)]
+        for file in files:
+            os.write(file, data)
+        polled = os.open(f"{point}/x", os.O_RDONLY)
+        epoll = select.epoll()
+        os.kill(pid, 19)
+        threads = [threading.Thread(target=os.close, args=[file]) for file in files]
+        def register():
+            try:
+                epoll.register(polled)
+            except OSError:
+                pass  # a file without poll
+        threads.append(threading.Thread(target=register))
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)
+        os.kill(pid, 18)
+        for thread in threads:
+            thread.join(30)
+        print(sum(thread.is_alive() for thread in threads), flush=True)
+        os._exit(0)
+    """
+    assert python(script, point, pid) == "0\n"
+    wait_until(lambda: len(os.listdir(behind)) == 13, "all arrays")
 
 
 def test_passed_through_a_socket(space):
