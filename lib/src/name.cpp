@@ -64,7 +64,9 @@ Name Name::directory(std::string_view name) { return parse(name, true); }
 Name Name::parse(std::string_view name, bool directory) {
   if (name.starts_with(file_scheme) || name.starts_with('/')) {
     const std::size_t skip = name.starts_with('/') ? 0 : file_scheme.size();
-    return {name, checked_path(name, name.substr(skip)), false};
+    std::string path = checked_path(name, name.substr(skip));
+    while (directory && path.size() > 1 && path.ends_with('/')) path.pop_back();
+    return {name, std::move(path), false};
   }
   std::string_view rest = name;
   if (name.starts_with(shm_scheme)) {

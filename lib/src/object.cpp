@@ -206,7 +206,7 @@ int Draft::fd() const noexcept { return state_->staging.fd(); }
 
 Info Draft::check(bool declared) const {
   const std::string& uri = state_->name.given();
-  const auto size = static_cast<std::uint64_t>(detail::stat_file(fd(), uri).st_size);
+  const auto size = static_cast<std::uint64_t>(detail::stat_file(fd(), uri).st.st_size);
   Info info = named(uri, [&] {
     auto npy = read_npy(fd(), size, uri);
     if (!npy) throw FormatError(uri, "not an array: not an NPY file");

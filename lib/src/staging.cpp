@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <exception>
 #include <fstream>
 #include <memory>
 #include <vector>
@@ -18,7 +19,6 @@ namespace sharr::detail {
 namespace {
 
 constexpr std::uint64_t large = std::uint64_t{64} << 20;
-constexpr mode_t creation_mode = 0666;
 
 // What the machine could give to a tmpfs without killing a process for it.
 std::uint64_t available_memory() {
@@ -48,7 +48,8 @@ void sweep_all(int at, const std::string& directory) {
   }
 }
 
-// A new reserved name.
+}  // namespace
+
 std::string temporary_name() {
   std::uint64_t random = 0;
   if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
@@ -57,20 +58,26 @@ std::string temporary_name() {
   return fmt::format("{}{:016x}", temporary_prefix, random);
 }
 
-}  // namespace
-
 void sweep(int dirfd, const char* name) noexcept {
   const FileDescriptor file(
       openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
   struct stat st;
-  if (file && fstat(file.get(), &st) == 0 && S_ISREG(st.st_mode) &&
-      flock(file.get(), LOCK_EX | LOCK_NB) == 0) {
+  if (!file || fstat(file.get(), &st) != 0) return;
+  if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) return;
+  if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) return;
+  if (S_ISREG(st.st_mode)) {
     unlinkat(dirfd, name, 0);
+    return;
+  }
+  try {
+    remove_arrays(dirfd, name);
+  } catch (const std::exception&) {  // it may be somebody else's
+    return;
   }
 }
 
-Staging::Staging(const Name& name, Place place, mode_t mode)
-    : name_(name), size_(0), place_(std::move(place)) {
+Staging::Staging(const Name& name, Place place, mode_t mode, std::uint64_t size)
+    : name_(name), size_(size), place_(std::move(place)) {
   open(mode);
   if (!file_) throw_failed(errno);
 }
@@ -84,7 +91,7 @@ void Staging::open(mode_t mode) {
   }
 }
 
-Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size) {
+Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(name), size_(size) {
   try {
     place_ = place_of(name);
   } catch (const Error& error) {
@@ -92,10 +99,7 @@ Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size
     namespace_missing_ = true;
     place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
   }
-  if (size >= large && !namespace_missing_ &&
-      faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-    throw Error(EEXIST, name.given());
-  }
+  if (size >= large && !replace && taken()) throw Error(EEXIST, name.given());
   open(creation_mode);
   if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
     // Somebody has removed the empty namespace since.
@@ -104,6 +108,11 @@ Staging::Staging(const Name& name, std::uint64_t size) : name_(name), size_(size
     open(creation_mode);
   }
   if (!file_) throw_failed(errno);
+}
+
+bool Staging::taken() const noexcept {
+  return !namespace_missing_ &&
+         faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 Staging::~Staging() {
@@ -226,7 +235,7 @@ void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
   }
 }
 
-void Staging::publish() {
+void Staging::publish(bool replace) {
   // Somebody may remove an empty namespace before the array is in it, even in a tight loop that
   // wins nearly always: give up after a second or so.
   constexpr int max_tries = 100'000;
@@ -241,16 +250,23 @@ void Staging::publish() {
         throw;
       }
     }
-    if (give_name(namespace_missing_ ? place : place_)) return;
+    if (give(namespace_missing_ ? place : place_, replace)) return;
     const int errnum = errno;
     unmake(place.made);
-    if (errnum != ENOENT || !name_.shm() || tries == max_tries) throw_failed(errnum);
+    // What was linked once and has been removed with its namespace cannot be linked again.
+    struct stat st;
+    const bool lost = linked_ && (fstat(file_.get(), &st) != 0 || st.st_nlink == 0);
+    if (errnum != ENOENT || !name_.shm() || lost || tries == max_tries) throw_failed(errnum);
     namespace_missing_ = true;
   }
 }
 
 void Staging::publish(const Place& place, bool replace) {
-  if (!(replace ? replace_name(place) : give_name(place))) throw_failed(errno);
+  if (!give(place, replace)) throw_failed(errno);
+}
+
+bool Staging::give(const Place& place, bool replace) {
+  return replace ? replace_name(place) : give_name(place);
 }
 
 bool Staging::replace_name(const Place& place) {
@@ -261,15 +277,18 @@ bool Staging::replace_name(const Place& place) {
     temporary_.clear();
     return true;
   }
+  if (link(at, file)) return true;
+  if (errno != EEXIST) return false;
   // Only a rename replaces, and it takes a name. The lock tells sweep() that its maker lives; where
   // it cannot be had, somebody else's does.
   const bool locked = flock(file_.get(), LOCK_SH | LOCK_NB) == 0;
   std::string temporary;
   bool linked = false;
   do {
-    temporary = temporary_name();
+    temporary = place.directory + "/" + temporary_name();
     linked = link(at, temporary.c_str());
   } while (!linked && errno == EEXIST);
+  linked_ = linked;
   const bool renamed = linked && renameat(at, temporary.c_str(), at, file) == 0;
   const int errnum = errno;
   if (linked && !renamed) unlinkat(at, temporary.c_str(), 0);

@@ -14,11 +14,11 @@ class Staging {
  public:
   // Opens the file. size is what it will have: 64 MiB and more is checked against the name and the
   // space at once, because finding out the slow way takes seconds and other people's memory.
-  // name must outlive this. Throws Error.
-  Staging(const Name& name, std::uint64_t size);
-  // In a directory that is open already (place.file does not count), for one who comes to know size
-  // and name later. mode as for open(2).
-  Staging(const Name& name, Place place, mode_t mode);
+  // With replace the name may be taken. name must outlive this. Throws Error.
+  Staging(const Name& name, std::uint64_t size, bool replace);
+  // In a directory that is open already (place.file does not count), for one who comes to know the
+  // name, and perhaps the size, later. mode as for open(2).
+  Staging(const Name& name, Place place, mode_t mode, std::uint64_t size = 0);
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
   ~Staging();
@@ -26,10 +26,12 @@ class Staging {
   int fd() const noexcept { return file_.get(); }
   // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal);
-  // Gives the file its name. Throws Error EEXIST when there is one already.
-  void publish();
-  // The same for a name in a directory that is open already; with replace whatever has the name
-  // loses it, in one step.
+  // Whether something has the name by now.
+  bool taken() const noexcept;
+  // Gives the file its name. Throws Error EEXIST when there is one already; with replace whatever
+  // has the name loses it, in one step.
+  void publish(bool replace);
+  // The same for a name in a directory that is open already.
   void publish(const Place& place, bool replace);
 
  private:
@@ -37,6 +39,7 @@ class Staging {
   void open_temporary(mode_t mode);
   void check_space(std::uint64_t bytes) const;
   // These return false with errno set.
+  bool give(const Place& place, bool replace);
   bool give_name(const Place& place);
   bool replace_name(const Place& place);
   bool link(int at, const char* file) const;
@@ -50,10 +53,20 @@ class Staging {
   Place place_;
   bool namespace_missing_ = false;  // place_ is /dev/shm until publish() makes the namespace
   FileDescriptor file_;
+  bool linked_ = false;    // has had another name for a moment, to replace by
   std::string temporary_;  // its name, relative to place_, where O_TMPFILE is not to be had
 };
 
-// Removes a file with a reserved name when its maker is dead: no living process holds it locked.
+// The permissions that an array or a namespace is made with, less the umask.
+constexpr mode_t creation_mode = 0666;
+constexpr mode_t namespace_mode = 0777;
+
+// A new reserved name.
+std::string temporary_name();
+// Removes what has a reserved name when its maker is dead: no living process holds it locked.
 void sweep(int dirfd, const char* name) noexcept;
+// Removes a directory and the arrays in it; nothing else. Throws Error with what cannot be removed,
+// ENOTEMPTY because of what is no array.
+void remove_arrays(int dirfd, const std::string& name);
 
 }  // namespace sharr::detail

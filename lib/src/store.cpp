@@ -1,4 +1,4 @@
-// The protocols: create, attach, remove, info, list.
+// The protocols of one array: create, attach, rename, remove, info; and list.
 #include "sharr/store.hpp"
 
 #include <fmt/format.h>
@@ -15,37 +15,35 @@
 #include <fstream>
 #include <utility>
 
+#include "access.hpp"
 #include "literal.hpp"
 #include "npy.hpp"
-#include "staging.hpp"
 #include "system.hpp"
 
 namespace sharr {
 
-// Makes Arrays for the functions of this file.
-struct ArrayAccess {
-  static Array map(Info info, Mode mode, int fd, std::string_view name) {
-    const std::uint64_t length = info.offset + info.nbytes;
-    if (length == 0) {
-      // An empty object of SharedArray: there is nothing to map, and data() must not be null.
-      alignas(16) static std::byte nothing[16];
-      return {std::move(info), mode, nothing, 0};
-    }
-    if (length > SIZE_MAX) throw Error(ENOMEM, name);
-    const int protection = mode == Mode::read ? PROT_READ : PROT_READ | PROT_WRITE;
-    const int flags = mode == Mode::copy_on_write ? MAP_PRIVATE : MAP_SHARED;
-    void* const base = mmap(nullptr, length, protection, flags, fd, 0);
-    if (base == MAP_FAILED) {
-      if (errno == ENODEV) {
-        throw Error(ENODEV, name,
-                    "cannot be mapped: its file system has no shared mappings (a sharrfs mount "
-                    "without passthrough?)");
-      }
-      throw Error(errno, name);
-    }
-    return {std::move(info), mode, static_cast<std::byte*>(base), length};
+Array ArrayAccess::map(Info info, const Identity& identity, Mode mode, int fd,
+                       std::string_view name) {
+  const std::uint64_t length = info.offset + info.nbytes;
+  if (length == 0) {
+    // An empty object of SharedArray: there is nothing to map, and data() must not be null.
+    alignas(16) static std::byte nothing[16];
+    return {std::move(info), identity, mode, nothing, 0};
   }
-};
+  if (length > SIZE_MAX) throw Error(ENOMEM, name);
+  const int protection = mode == Mode::read ? PROT_READ : PROT_READ | PROT_WRITE;
+  const int flags = mode == Mode::copy_on_write ? MAP_PRIVATE : MAP_SHARED;
+  void* const base = mmap(nullptr, length, protection, flags, fd, 0);
+  if (base == MAP_FAILED) {
+    if (errno == ENODEV) {
+      throw Error(ENODEV, name,
+                  "cannot be mapped: its file system has no shared mappings (a sharrfs mount "
+                  "without passthrough?)");
+    }
+    throw Error(errno, name);
+  }
+  return {std::move(info), identity, mode, static_cast<std::byte*>(base), length};
+}
 
 namespace {
 
@@ -77,20 +75,20 @@ bool same_file(const struct stat& a, const struct stat& b) {
 
 // Replaces a file on a sharrfs mount by the object behind it, where that can be reached. Whatever
 // stands in the way, the file on the mount serves too.
-void look_behind_mount(const Name& name, FileDescriptor& fd, struct stat& st, int flags) {
+void look_behind_mount(const Name& name, FileDescriptor& fd, detail::Stat& stat, int flags) {
   std::array<char, PATH_MAX + 16> uri;
   const ssize_t length = fgetxattr(fd.get(), uri_attribute, uri.data(), uri.size());
-  if (length <= 0 || !trusted_mount(st)) return;
+  if (length <= 0 || !trusted_mount(stat.st)) return;
   // A write(2) in between changes the time of the one or the other, a new array of that name all.
   int missing = 0;
   for (int tries = 0; tries < 100; ++tries) {
     try {
       const Name other(std::string_view(uri.data(), static_cast<std::size_t>(length)));
       FileDescriptor behind = detail::open_file(other, flags);
-      const struct stat found = detail::stat_file(behind.get(), other.given());
-      if (found.st_dev != st.st_dev && same_file(found, st)) {
+      const detail::Stat found = detail::stat_file(behind.get(), other.given());
+      if (found.st.st_dev != stat.st.st_dev && same_file(found.st, stat.st)) {
         fd = std::move(behind);
-        st = found;
+        stat = found;
         return;
       }
     } catch (const Error& error) {
@@ -98,12 +96,20 @@ void look_behind_mount(const Name& name, FileDescriptor& fd, struct stat& st, in
       if (++missing == 5) return;  // out of reach, as in another container
     }
     fd = detail::open_file(name, flags);  // which may say that the name is gone
-    st = detail::stat_file(fd.get(), name.given());
+    stat = detail::stat_file(fd.get(), name.given());
   }
 }
 
-// The same for the directory in which a file is to be made; nothing changes where it is on no such
-// mount.
+bool one_order(const Shape& shape) {
+  return std::ranges::count_if(shape, [](std::int64_t extent) { return extent != 1; }) <= 1 ||
+         std::ranges::find(shape, 0) != shape.end();
+}
+
+}  // namespace
+
+namespace detail {
+
+// For a directory what look_behind_mount() is for a file.
 Name behind_mount(const Name& name) {
   if (name.shm()) return name;
   const std::size_t leaf = name.path().rfind('/') + 1;
@@ -131,22 +137,38 @@ Name behind_mount(const Name& name) {
   return name;
 }
 
-bool one_order(const Shape& shape) {
-  return std::ranges::count_if(shape, [](std::int64_t extent) { return extent != 1; }) <= 1 ||
-         std::ranges::find(shape, 0) != shape.end();
+std::optional<mode_t> mode_of_array(const Name& name) {
+  try {
+    const FileDescriptor fd = open_file(name, O_RDONLY);
+    const Stat stat = stat_file(fd.get(), name.given());
+    read_info(fd.get(), stat.st, name.given());
+    return stat.st.st_mode;
+  } catch (const Error& error) {
+    if (error.errnum() != ENOENT) throw;
+    return {};
+  }
 }
 
-Array create_new(const Name& given, const Shape& shape, const Dtype& dtype,
-                 const CreateOptions& options) {
-  const Name name = behind_mount(given);
-  std::string header;
-  std::uint64_t nbytes = 0;
+}  // namespace detail
+
+// An array on its way
+
+NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype,
+                       const CreateOptions& options, std::optional<detail::Place> directory)
+    : name(directory ? given : detail::behind_mount(given)), replace(options.replace) {
   try {
     nbytes = detail::data_size(shape, dtype.itemsize());
     header = detail::format_header(dtype, shape, options.order);
   } catch (const ParseError& error) {
     throw ArgumentError(name.given(), error.what());
   }
+  const std::uint64_t size = header.size() + nbytes;
+  if (directory) {
+    staging.emplace(name, *std::move(directory), detail::creation_mode, size);
+  } else {
+    staging.emplace(name, size, replace);
+  }
+  staging->allocate(options.reserve ? size : header.size(), options.on_signal);
   Info info{.name = given.uri(),
             .dtype = dtype,
             .shape = shape,
@@ -154,24 +176,57 @@ Array create_new(const Name& given, const Shape& shape, const Dtype& dtype,
             .offset = header.size(),
             .nbytes = nbytes,
             .format = fmt::format("NPY {}.0", int{header[6]})};
-  detail::Staging staging(name, header.size() + nbytes);
-  staging.allocate(options.reserve ? header.size() + nbytes : header.size(), options.on_signal);
-  Array array = ArrayAccess::map(std::move(info), Mode::read_write, staging.fd(), name.given());
-  std::memcpy(static_cast<char*>(array.data()) - header.size(), header.data(), header.size());
-  staging.publish();
+  const detail::Stat stat = detail::stat_file(staging->fd(), name.given());
+  array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
+                           name.given());
+  std::memcpy(static_cast<char*>(array->data()) - header.size(), header.data(), header.size());
+}
+
+NewArray::NewArray(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+NewArray::NewArray(NewArray&& other) noexcept = default;
+NewArray::~NewArray() = default;
+
+NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
+                   const CreateOptions& options) {
+  check(name, options.replace);
+  state_ = std::make_unique<State>(name, shape, dtype, options);
+}
+
+void NewArray::check(const Name& name, bool replace) {
+  struct stat st;
+  if (replace) {
+    detail::mode_of_array(name);
+  } else if (lstat(name.path().c_str(), &st) == 0) {
+    throw Error(EEXIST, name.given());
+  }
+}
+
+Array NewArray::take() {
+  if (!state_->array) throw Error(EINVAL, state_->name.given(), "the array was taken before");
+  Array array = *std::move(state_->array);
+  state_->array.reset();
   return array;
 }
 
-}  // namespace
+void NewArray::publish() {
+  if (state_->replace) {
+    // Who could not read the old one cannot read the new one either.
+    const auto mode = detail::mode_of_array(state_->name);
+    if (mode && fchmod(state_->staging->fd(), *mode & 0777) != 0) detail::throw_errno(state_->name);
+  }
+  state_->staging->publish(state_->replace);
+}
 
 Array::Array(Array&& other) noexcept
     : info_(std::move(other.info_)),
+      identity_(other.identity_),
       mode_(other.mode_),
       base_(other.base_),
       length_(std::exchange(other.length_, 0)) {}
 
 Array& Array::operator=(Array&& other) noexcept {
   std::swap(info_, other.info_);
+  std::swap(identity_, other.identity_);
   std::swap(mode_, other.mode_);
   std::swap(base_, other.base_);
   std::swap(length_, other.length_);
@@ -210,7 +265,12 @@ void Array::munlock() const {
 
 Array create(const Name& name, const Shape& shape, const Dtype& dtype,
              const CreateOptions& options) {
-  if (!options.exist_ok) return create_new(name, shape, dtype, options);
+  const auto make = [&] {
+    NewArray made(std::make_unique<NewArray::State>(name, shape, dtype, options));
+    made.publish();
+    return made.take();
+  };
+  if (!options.exist_ok) return make();
   while (true) {
     try {
       Array array = attach(name);
@@ -226,7 +286,7 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
       if (error.errnum() != ENOENT) throw;
     }
     try {
-      return create_new(name, shape, dtype, options);
+      return make();
     } catch (const Error& error) {
       if (error.errnum() != EEXIST) throw;
       // Somebody was quicker, and theirs is as good; a symbolic link to nothing stays so for ever.
@@ -239,18 +299,18 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
 Array attach(const Name& name, Mode mode) {
   const int flags = mode == Mode::read_write ? O_RDWR : O_RDONLY;
   FileDescriptor fd = detail::open_file(name, flags);
-  struct stat st = detail::stat_file(fd.get(), name.given());
-  if (!name.shm() && major(st.st_dev) == 0 && st.st_blksize == mount_block_size) {
-    look_behind_mount(name, fd, st, flags);
+  detail::Stat stat = detail::stat_file(fd.get(), name.given());
+  if (!name.shm() && major(stat.st.st_dev) == 0 && stat.st.st_blksize == mount_block_size) {
+    look_behind_mount(name, fd, stat, flags);
   }
-  Info info = read_info(fd.get(), st, name.given());
+  Info info = read_info(fd.get(), stat.st, name.given());
   info.name = name.uri();
-  return ArrayAccess::map(std::move(info), mode, fd.get(), name.given());
+  return ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), name.given());
 }
 
 Info info(const Name& name) {
   const FileDescriptor fd = detail::open_file(name, O_RDONLY);
-  Info info = read_info(fd.get(), detail::stat_file(fd.get(), name.given()), name.given());
+  Info info = read_info(fd.get(), detail::stat_file(fd.get(), name.given()).st, name.given());
   info.name = name.uri();
   return info;
 }
@@ -261,10 +321,34 @@ void remove(const Name& name) {
   if (unlinkat(place.at(), place.file.c_str(), 0) != 0) detail::throw_errno(name);
 }
 
+void rename(const Name& from, const Name& to, bool replace) {
+  const Name old_name = detail::behind_mount(from);
+  const Name new_name = detail::behind_mount(to);
+  info(old_name);
+  if (replace) detail::mode_of_array(new_name);
+  const detail::Place old_place = detail::place_of(old_name);
+  detail::Place place = detail::place_of(new_name, true);
+  if (renameat2(old_place.at(), old_place.file.c_str(), place.at(), place.file.c_str(),
+                replace ? 0U : RENAME_NOREPLACE) == 0) {
+    return;
+  }
+  const int errnum = errno;
+  detail::unmake(place.made);
+  throw Error(errnum, errnum == EEXIST ? to.given() : from.given());
+}
+
 std::vector<Info> list(const Name& directory) {
-  const FileDescriptor root = open_directory(directory);
+  return detail::list(open_directory(directory), directory);
+}
+
+std::string detail::list_prefix(const Name& directory) {
   std::string prefix = directory.uri();
   if (!prefix.ends_with('/')) prefix += '/';
+  return prefix;
+}
+
+std::vector<Info> detail::list(const FileDescriptor& root, const Name& directory) {
+  const std::string prefix = list_prefix(directory);
   std::vector<Info> found;
   // Paths below root still to be read. Directories are opened one at a time, so that depth costs no
   // descriptors.

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <linux/limits.h>
 #include <linux/openat2.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <array>
@@ -85,12 +87,25 @@ FileDescriptor open_file(const Name& name, int flags) {
   return fd;
 }
 
-struct stat stat_file(int fd, std::string_view name) {
-  struct stat st;
-  if (fstat(fd, &st) != 0) throw Error(errno, name);
-  if (S_ISDIR(st.st_mode)) throw Error(EISDIR, name);
-  if (!S_ISREG(st.st_mode)) throw FormatError(name, "not an array: not a regular file");
-  return st;
+Stat stat_file(int fd, std::string_view name) {
+  struct statx stx;
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &stx) != 0) {
+    throw Error(errno, name);
+  }
+  if (S_ISDIR(stx.stx_mode)) throw Error(EISDIR, name);
+  if (!S_ISREG(stx.stx_mode)) throw FormatError(name, "not an array: not a regular file");
+  Stat result{};
+  result.st.st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+  result.st.st_ino = stx.stx_ino;
+  result.st.st_mode = stx.stx_mode;
+  result.st.st_size = static_cast<off_t>(stx.stx_size);
+  result.st.st_blksize = static_cast<blksize_t>(stx.stx_blksize);
+  result.st.st_ctim = {.tv_sec = stx.stx_ctime.tv_sec, .tv_nsec = stx.stx_ctime.tv_nsec};
+  result.identity = {.device = result.st.st_dev, .inode = stx.stx_ino, .birth = 0};
+  if ((stx.stx_mask & STATX_BTIME) != 0) {
+    result.identity.birth = stx.stx_btime.tv_sec * 1'000'000'000 + stx.stx_btime.tv_nsec;
+  }
+  return result;
 }
 
 Place place_of(const Name& name, bool make_namespace) {

@@ -21,8 +21,13 @@ constexpr std::string_view shm_directory = "/dev/shm";
 // Throws Error, FormatError when it is a socket.
 FileDescriptor open_file(const Name& name, int flags);
 
-// fstat of a regular file. Throws Error, FormatError when it is something else.
-struct stat stat_file(int fd, std::string_view name);
+// What statx(2) says of a regular file; of st what the library looks at. Throws Error, FormatError
+// when it is something else.
+struct Stat {
+  struct stat st;
+  Identity identity;
+};
+Stat stat_file(int fd, std::string_view name);
 
 // Where a name lives, for calls that end in "at": a flat name and a path are as good as a path
 // gets, a name in a namespace needs its directory opened first, so that no symbolic link is

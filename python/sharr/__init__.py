@@ -9,6 +9,10 @@ A name is ``shm://a``, ``shm://jobs/7/a`` (directories are namespaces),
 ``/`` and every `os.PathLike` is a path. A path on a sharrfs mount stands for
 the array behind it.
 
+What `create`, `attach`, `put` and `build` give is an `Array`: an ndarray whose
+pickle is a reference, so that multiprocessing, concurrent.futures, joblib and
+whatever else pickles hands arrays over without a copy.
+
 Errors are `OSError` with ``errno`` and ``filename``: `FileNotFoundError`,
 `FileExistsError`, `PermissionError`, ``ENOSPC`` when the memory is not there.
 `ArgumentError` (a name or shape that cannot be) and `FormatError` (no array
@@ -23,6 +27,9 @@ under the name) are `OSError` and `ValueError` both.
 >>> sharr.delete("shm://doc/example")
 """
 
+import contextlib as _contextlib
+import os as _os
+
 import numpy as _np
 
 from ._core import (
@@ -34,10 +41,12 @@ from ._core import (
     Info,
 )
 from . import _core
+from ._array import Array
 
 __all__ = [
-    "ArgumentError", "FormatError", "Info", "MS_ASYNC", "MS_INVALIDATE", "MS_SYNC",
-    "attach", "create", "delete", "info", "list", "mlock", "msync", "munlock",
+    "ArgumentError", "Array", "FormatError", "Info", "MS_ASYNC", "MS_INVALIDATE", "MS_SYNC",
+    "attach", "attach_all", "build", "create", "delete", "delete_all", "info", "list", "mlock",
+    "msync", "munlock", "put", "put_all", "rename", "wait",
 ]  # fmt: skip
 
 
@@ -62,7 +71,7 @@ def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False)
 
     Returns
     -------
-    numpy.ndarray
+    Array
         Page-aligned, on shared memory.
 
     Raises
@@ -89,7 +98,7 @@ def attach(name, mode="r+"):
 
     Returns
     -------
-    numpy.ndarray
+    Array
         Stays valid when the array is deleted. Its ``base`` has ``name``,
         ``addr`` and ``size`` (bytes), ``msync``, ``mlock`` and ``munlock``.
 
@@ -100,6 +109,253 @@ def attach(name, mode="r+"):
         No array, or a truncated one.
     """
     return _core.attach(name, mode)
+
+
+@_contextlib.contextmanager
+def build(name, shape, dtype=float, *, order="C", replace=False):
+    """Create an array that appears when it is filled: a context manager.
+
+    The block gets the zeroed array, which nobody else sees yet. At its end the
+    array is published. If the block raises, or the process dies in it, nothing
+    is left.
+
+    Parameters
+    ----------
+    name, shape, dtype, order
+        As for `create`.
+    replace : bool
+        Take the name of an existing array, in one step and with its
+        permissions. Whoever has attached the old one keeps it.
+
+    Raises
+    ------
+    FileExistsError
+        The name is taken, now or at the end of the block.
+    FormatError
+        What was to be replaced is no array.
+    OSError
+        As `create`.
+
+    Examples
+    --------
+    >>> with sharr.build("shm://doc/squares", 5, "i8") as a:
+    ...     for i in range(5):
+    ...         a[i] = i * i
+    >>> sharr.attach("shm://doc/squares")
+    Array([ 0,  1,  4,  9, 16], name='shm://doc/squares')
+    >>> sharr.delete("shm://doc/squares")
+    """
+    new = _core.NewArray(name, shape, dtype, order, bool(replace))
+    try:
+        yield new.array()
+    except BaseException:
+        new.discard()
+        raise
+    new.publish()
+
+
+def put(name, array_like, *, replace=False):
+    """Copy an array to a new name, where it appears complete.
+
+    Parameters
+    ----------
+    name : str or os.PathLike
+    array_like : array_like
+        Copied once, by several threads when it is large. An array in Fortran
+        order stays so.
+    replace : bool
+        As for `build`.
+
+    Returns
+    -------
+    Array
+
+    Raises
+    ------
+    FileExistsError
+        The name is taken; nothing was copied.
+    TypeError, ValueError
+        NumPy makes no array, or one of Python objects, of this.
+    OSError
+        As `create`.
+
+    Examples
+    --------
+    >>> a = sharr.put("shm://doc/put", [[1, 2], [3, 4]])
+    >>> a.shape
+    (2, 2)
+    >>> sharr.delete("shm://doc/put")
+    """
+    if not isinstance(array_like, _np.ndarray):
+        _core.check_new(name, bool(replace))  # before it becomes an array, which may cost
+    source = _source(array_like)
+    with build(name, source.shape, source.dtype, order=_order(source), replace=replace) as array:
+        _fill(array, source)
+    return array
+
+
+def _source(array_like):
+    if isinstance(array_like, _np.ma.MaskedArray):
+        raise TypeError("a mask cannot be shared: put .filled(), or .data and .mask")
+    return _np.asarray(array_like)
+
+
+def _order(source):
+    return "F" if source.flags.fnc else "C"
+
+
+# Below this a thread costs more than it saves.
+_BYTES_PER_THREAD = 8 << 20
+
+
+def _fill(array, source):
+    """Copy source into array, of the same shape and order."""
+    threads = min(len(_os.sched_getaffinity(0)), array.nbytes // _BYTES_PER_THREAD)
+    if threads < 2:
+        array[...] = source
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    array, source = array.T.view(_np.ndarray).T, source.view(_np.ndarray)
+    if source.flags.fnc:
+        array, source = array.T, source.T
+    if source.flags.c_contiguous:
+        array, source = array.reshape(-1), source.reshape(-1)
+    axis = max(range(array.ndim), key=array.shape.__getitem__)
+    array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
+    ends = [array.shape[0] * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [
+            pool.submit(_np.copyto, array[start:end], source[start:end])
+            for start, end in zip(ends, ends[1:])
+        ]:
+            done.result()
+
+
+def wait(name, timeout=None, mode="r+"):
+    """Attach an array as soon as it is published, which may be now.
+
+    Parameters
+    ----------
+    name : str or os.PathLike
+    timeout : float, optional
+        Seconds. None waits for ever.
+    mode : {"r+", "r", "c"}
+        As for `attach`.
+
+    Returns
+    -------
+    Array
+
+    Raises
+    ------
+    TimeoutError
+    PermissionError, OSError
+        As `attach`, except that what is no array may become one.
+
+    Examples
+    --------
+    >>> sharr.wait("shm://doc/nothing", timeout=0)
+    Traceback (most recent call last):
+        ...
+    TimeoutError: [Errno 110] no such array within the time given: 'shm://doc/nothing'
+    """
+    return _core.wait(name, timeout, mode)
+
+
+def rename(name, new_name, *, replace=False):
+    """Give an array another name, in one step.
+
+    Parameters
+    ----------
+    name, new_name : str or os.PathLike
+        On the same file system. Missing namespaces under ``shm://`` are made.
+    replace : bool
+        Take the name of an existing array; whoever has attached it keeps it.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, FormatError
+    FileExistsError
+        The new name is taken.
+    OSError
+        ``EXDEV``: the new name is on another file system.
+    """
+    _core.rename(name, new_name, bool(replace))
+
+
+def put_all(where, arrays):
+    """Copy arrays to a new namespace, which appears with all of them.
+
+    Parameters
+    ----------
+    where : str or os.PathLike
+        ``shm://run7/``, or a directory. May exist if it is empty.
+    arrays : mapping of str to array_like
+        Each takes a file descriptor until all are published.
+
+    Returns
+    -------
+    dict of str to Array
+
+    Raises
+    ------
+    FileExistsError
+        The namespace exists; nothing was copied.
+    TypeError, ValueError, OSError
+        As `put`. Nothing is left.
+
+    Examples
+    --------
+    >>> both = sharr.put_all("shm://doc/run7/", {"x": [1, 2], "y": [0.5]})
+    >>> sharr.attach_all("shm://doc/run7/")["x"]
+    Array([1, 2], name='shm://doc/run7/x')
+    >>> sharr.delete_all("shm://doc/run7/")
+    """
+    new = _core.NewNamespace(where)
+    made = {}
+    for key, value in arrays.items():
+        source = _source(value)
+        made[key] = new.add(key, source.shape, source.dtype, _order(source))
+        _fill(made[key], source)
+    new.publish()
+    return made
+
+
+def attach_all(where, mode="r+"):
+    """Map all arrays of a namespace and of those in it.
+
+    Parameters
+    ----------
+    where : str or os.PathLike
+    mode : {"r+", "r", "c"}
+        As for `attach`.
+
+    Returns
+    -------
+    dict of str to Array
+        By names relative to the namespace, sorted. All are of one namespace,
+        even if it is deleted and put again meanwhile.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, PermissionError
+    """
+    return dict(_core.attach_all(where, mode))
+
+
+def delete_all(where):
+    """Remove a namespace with all arrays in it; to others it is gone in one step.
+
+    Attached arrays stay valid.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, PermissionError
+    OSError
+        ``ENOTEMPTY``: something in it is no array. Nothing was removed.
+    """
+    _core.remove_all(where)
 
 
 def delete(name, missing_ok=False):

@@ -4,11 +4,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <climits>
+#include <cmath>
+#include <filesystem>
 #include <optional>
 #include <sharr/store.hpp>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -145,7 +153,12 @@ sharr::Mode mode_of(const py::object& mode) {
 // interface: without one NumPy does not let a read-only array be made writeable again.
 class Mapping {
  public:
-  Mapping(sharr::Array array, py::str name) : array_(std::move(array)), name_(std::move(name)) {}
+  Mapping(sharr::Array array, py::str name) : array_(std::move(array)), name_(std::move(name)) {
+    const std::string& uri = array_->info().name;
+    if (uri.starts_with("file://") && !uri.starts_with("file:///")) {
+      directory_ = std::filesystem::current_path().string();
+    }
+  }
   Mapping(Mapping&&) = default;
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -159,12 +172,143 @@ class Mapping {
   }
 
   const sharr::Array& array() const { return *array_; }
+  // A relative path would lead other processes elsewhere.
+  std::string uri() const {
+    const std::string& uri = array_->info().name;
+    constexpr std::string_view scheme = "file://";
+    if (!uri.starts_with(scheme) || uri.substr(scheme.size(), 1) == "/") return uri;
+    return std::string(scheme) + directory_ + "/" + uri.substr(scheme.size());
+  }
   const py::str& name() const { return name_; }
 
  private:
   std::optional<sharr::Array> array_;
-  py::str name_;  // as the caller gave it
+  py::str name_;           // as the caller gave it
+  std::string directory_;  // what a relative path was relative to
 };
+
+PyTypeObject* array_type = nullptr;    // sharr.Array
+PyTypeObject* ndarray_type = nullptr;  // numpy.ndarray
+
+bool is_ndarray(const PyObject* object) {
+  return PyType_IsSubtype(Py_TYPE(object), ndarray_type) != 0;
+}
+
+// The mapping that an array or a view of it stands on; none for memory that is not ours. Each
+// object on the way is held by the one before, so what comes last lives as long as the array. Bases
+// of other types than these could be anything, new at each look or in a circle.
+const Mapping* mapping_of(PyObject* array) {
+  static PyObject* const dummy = py::object(py::module_::import("numpy.lib.stride_tricks")
+                                                .attr("as_strided")(py::array(py::dtype("V0"), 0))
+                                                .attr("base"))
+                                     .release()
+                                     .ptr();
+  PyObject* at = array;
+  while (at != nullptr) {
+    if (is_ndarray(at)) {
+      at = py::detail::array_proxy(at)->base;
+    } else if (PyMemoryView_Check(at)) {
+      at = PyMemoryView_GET_BUFFER(at)->obj;
+    } else if (Py_TYPE(at) == Py_TYPE(dummy)) {  // as_strided()'s
+      const auto base = py::reinterpret_steal<py::object>(PyObject_GetAttrString(at, "base"));
+      if (!base) throw py::error_already_set();
+      at = base.ptr();
+    } else {
+      break;
+    }
+  }
+  const py::handle last(at);
+  return at != nullptr && py::isinstance<Mapping>(last) ? last.cast<const Mapping*>() : nullptr;
+}
+
+// What NumPy made of an Array, as an ndarray unless it shares the memory. Steals the reference.
+PyObject* plain(PyObject* result) {
+  if (result == nullptr || Py_TYPE(result) != array_type || mapping_of(result) != nullptr) {
+    return result;
+  }
+  PyObject* const view = PyObject_CallMethod(result, "view", "O", ndarray_type);
+  Py_DECREF(result);
+  return view;
+}
+
+// Array.__getitem__ and Array.__array_wrap__. Here because every operation goes through them. What
+// a subclass of Array gives stays of that subclass, as with numpy.memmap.
+PyObject* getitem(PyObject* self, PyObject* key) {
+  return plain(ndarray_type->tp_as_mapping->mp_subscript(self, key));
+}
+
+PyObject* array_wrap(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1 || count > 3 || !is_ndarray(args[0])) {
+    PyErr_SetString(PyExc_TypeError, "__array_wrap__(array, context=None, return_scalar=False)");
+    return nullptr;
+  }
+  PyObject* const array = args[0];
+  if (Py_TYPE(self) != array_type) {
+    static PyObject* const method =
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(ndarray_type), "__array_wrap__");
+    if (method == nullptr) return nullptr;
+    const py::tuple all(static_cast<std::size_t>(count) + 1);
+    PyTuple_SET_ITEM(all.ptr(), 0, Py_NewRef(self));
+    for (Py_ssize_t i = 0; i < count; ++i) PyTuple_SET_ITEM(all.ptr(), i + 1, Py_NewRef(args[i]));
+    return PyObject_Call(method, all.ptr(), nullptr);
+  }
+  if (array == self || (Py_TYPE(array) == array_type && mapping_of(array) != nullptr)) {
+    return Py_NewRef(array);  // what was given as out=
+  }
+  // NumPy 1 does not say whether a scalar is wanted: it always is.
+  const int scalar = count == 3 ? PyObject_IsTrue(args[2]) : static_cast<int>(count < 3);
+  if (scalar < 0) return nullptr;
+  if (scalar != 0 && py::detail::array_proxy(array)->nd == 0) {
+    const py::tuple all(0);
+    return PyObject_GetItem(array, all.ptr());
+  }
+  if (Py_TYPE(array) != array_type) return Py_NewRef(array);
+  return plain(Py_NewRef(array));
+}
+
+// NumPy 1's Array.__array_prepare__.
+PyObject* array_prepare(PyObject* /*self*/, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1 || count > 2) {
+    PyErr_SetString(PyExc_TypeError, "__array_prepare__(array, context=None)");
+    return nullptr;
+  }
+  return Py_NewRef(args[0]);
+}
+
+// Called with the class once it is defined.
+void install(py::handle type) {
+  static PyMethodDef methods[] = {
+      {"__getitem__", getitem, METH_O | METH_COEXIST, nullptr},
+      {"__array_wrap__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(array_wrap)),
+       METH_FASTCALL, nullptr},
+      {"__array_prepare__",
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(array_prepare)), METH_FASTCALL,
+       nullptr},
+  };
+  array_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  for (PyMethodDef& method : methods) {
+    if (!py::hasattr(type, method.ml_name)) continue;  // of another NumPy
+    const auto descriptor =
+        py::reinterpret_steal<py::object>(PyDescr_NewMethod(array_type, &method));
+    if (!descriptor) throw py::error_already_set();
+    type.attr(method.ml_name) = descriptor;
+  }
+}
+
+py::array make_array(PyTypeObject* type, const py::dtype& dtype,
+                     const std::vector<py::ssize_t>& shape, const std::vector<py::ssize_t>& strides,
+                     void* data, bool writeable, const py::object& base) {
+  const auto& numpy = py::detail::npy_api::get();
+  const int flags = writeable ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0;
+  auto made = py::reinterpret_steal<py::array>(numpy.PyArray_NewFromDescr_(
+      type, py::object(dtype).release().ptr(), static_cast<int>(shape.size()), shape.data(),
+      strides.data(), data, flags, nullptr));
+  if (!made) throw py::error_already_set();
+  if (numpy.PyArray_SetBaseObject_(made.ptr(), py::object(base).release().ptr()) != 0) {
+    throw py::error_already_set();
+  }
+  return made;
+}
 
 // upstream: None, or for the drop-in the name as its user gave it; structured elements are
 // V<itemsize> there.
@@ -194,46 +338,196 @@ py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object&
   const bool writeable = array.mode() != sharr::Mode::read;
   const py::object base = py::cast(
       Mapping(std::move(array), upstream.is_none() ? decoded(name.given()) : py::str(upstream)));
-  py::array result(std::move(dtype), shape, strides, data, base);
-  if (!writeable) {
-    py::detail::array_proxy(result.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  }
-  return result;
+  return make_array(upstream.is_none() ? array_type : ndarray_type, dtype, shape, strides, data,
+                    writeable, base);
 }
+
+// What an array is to be, from what NumPy's functions take.
+struct Spec {
+  Spec(const py::object& shape, const py::object& dtype, const py::object& order)
+      : extents(shape_of(shape)) {
+    py::dtype type = py::dtype::from_args(dtype);
+    if (type.itemsize() == 0 || !type.attr("subdtype").is_none()) {
+      // What numpy.zeros makes of these: S1 of S, and a sub-array's shape is the array's.
+      const py::array probe =
+          py::module_::import("numpy").attr("empty")(py::make_tuple(0), type).cast<py::array>();
+      type = probe.dtype();
+      extents.insert(extents.end(), probe.shape() + 1, probe.shape() + probe.ndim());
+    }
+    static const auto max_ndim =
+        py::getattr(py::module_::import("numpy"), "MAXDIMS", py::int_(64)).cast<std::size_t>();
+    if (extents.size() > max_ndim) {
+      // Found out too late, the array would be there and nobody could have it.
+      throw py::value_error("NumPy has at most " + std::to_string(max_ndim) + " dimensions, not " +
+                            std::to_string(extents.size()));
+    }
+    stored.emplace(library_dtype(type));
+    options.order = order_of(order);
+    options.on_signal = check_signals;
+  }
+
+  static void check_signals() {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+  sharr::Shape extents;
+  std::optional<sharr::Dtype> stored;
+  sharr::CreateOptions options;
+};
 
 py::array create(const py::object& name, const py::object& shape, const py::object& dtype,
                  const py::object& order, bool reserve, bool exist_ok, const py::object& upstream) {
   const sharr::Name parsed = name_of(name);
-  sharr::Shape extents = shape_of(shape);
-  py::dtype type = py::dtype::from_args(dtype);
-  if (type.itemsize() == 0 || !type.attr("subdtype").is_none()) {
-    // What numpy.zeros makes of these: S1 of S, and a sub-array's shape is the array's.
-    const py::array probe =
-        py::module_::import("numpy").attr("empty")(py::make_tuple(0), type).cast<py::array>();
-    type = probe.dtype();
-    extents.insert(extents.end(), probe.shape() + 1, probe.shape() + probe.ndim());
-  }
-  static const auto max_ndim =
-      py::getattr(py::module_::import("numpy"), "MAXDIMS", py::int_(64)).cast<std::size_t>();
-  if (extents.size() > max_ndim) {
-    // Found out too late, the array would be there and nobody could have it.
-    throw py::value_error("NumPy has at most " + std::to_string(max_ndim) + " dimensions, not " +
-                          std::to_string(extents.size()));
-  }
-  const sharr::Dtype stored = library_dtype(type);
-  sharr::CreateOptions options;
-  options.order = order_of(order);
-  options.reserve = reserve;
-  options.exist_ok = exist_ok;
-  options.on_signal = [] {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
+  Spec spec(shape, dtype, order);
+  spec.options.reserve = reserve;
+  spec.options.exist_ok = exist_ok;
   auto made = [&] {
     const py::gil_scoped_release release;
-    return sharr::create(parsed, extents, stored, options);
+    return sharr::create(parsed, spec.extents, *spec.stored, spec.options);
   }();
   return ndarray(std::move(made), parsed, upstream);
+}
+
+// sharr.build: an array that is published when it is filled.
+class NewArray {
+ public:
+  NewArray(const py::object& name, const py::object& shape, const py::object& dtype,
+           const py::object& order, bool replace)
+      : name_(name_of(name)) {
+    Spec spec(shape, dtype, order);
+    spec.options.replace = replace;
+    const py::gil_scoped_release release;
+    new_.emplace(name_, spec.extents, *spec.stored, spec.options);
+  }
+  py::array array() { return ndarray(alive().take(), name_, py::none()); }
+  void publish() {
+    sharr::NewArray made = std::move(alive());
+    new_.reset();
+    const py::gil_scoped_release release;
+    made.publish();
+  }
+  void discard() { new_.reset(); }
+
+ private:
+  sharr::NewArray& alive() {
+    if (!new_) throw py::value_error("published or discarded before");
+    // A child that runs to the end of the block has not filled what its parent fills.
+    if (getpid() != maker_) throw py::value_error("begun by another process, which publishes it");
+    return *new_;
+  }
+
+  sharr::Name name_;
+  pid_t maker_ = getpid();
+  std::optional<sharr::NewArray> new_;
+};
+
+py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::object& shape,
+              const py::object& dtype, const py::object& order) {
+  if (PyUnicode_Check(leaf.ptr()) == 0) throw py::type_error("names in a namespace are str");
+  const auto bytes = py::reinterpret_steal<py::bytes>(PyUnicode_EncodeFSDefault(leaf.ptr()));
+  if (!bytes) throw py::error_already_set();
+  const std::string name = bytes;
+  const Spec spec(shape, dtype, order);
+  auto made = [&] {
+    const py::gil_scoped_release release;
+    return self.add(name, spec.extents, *spec.stored, spec.options);
+  }();
+  const sharr::Name uri(made.info().name);
+  return ndarray(std::move(made), uri, py::none());
+}
+
+py::array wait(const py::object& name, const py::object& timeout, const py::object& mode) {
+  const sharr::Name parsed = name_of(name);
+  const sharr::Mode how = mode_of(mode);
+  std::optional<std::chrono::nanoseconds> left;
+  if (!timeout.is_none()) {
+    const double seconds = PyFloat_AsDouble(timeout.ptr());
+    if (seconds == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (std::isnan(seconds)) throw py::value_error("timeout is not a number");
+    constexpr double century = 3.2e9;  // more does not fit, and is as good as for ever
+    if (seconds < century) {
+      left = std::chrono::duration_cast<std::chrono::nanoseconds>(
+          std::chrono::duration<double>(std::max(seconds, 0.0)));
+    }
+  }
+  auto array = [&] {
+    const py::gil_scoped_release release;
+    return sharr::wait(parsed, how, left, Spec::check_signals);
+  }();
+  return ndarray(std::move(array), parsed, py::none());
+}
+
+py::list attach_all(const py::object& where, const py::object& mode) {
+  const sharr::Name parsed = name_of(where, true);
+  const sharr::Mode how = mode_of(mode);
+  auto arrays = [&] {
+    const py::gil_scoped_release release;
+    return sharr::attach_all(parsed, how);
+  }();
+  std::string prefix = parsed.uri();
+  if (!prefix.ends_with('/')) prefix += '/';
+  py::list result;
+  for (sharr::Array& array : arrays) {
+    const std::string uri = array.info().name;
+    result.append(py::make_tuple(decoded(uri.substr(prefix.size())),
+                                 ndarray(std::move(array), sharr::Name(uri), py::none())));
+  }
+  return result;
+}
+
+// What Array.__reduce_ex__ has written, which anybody may have forged.
+py::array load(const py::object& type, const py::object& name, const py::object& identity,
+               const py::object& mode, const py::dtype& dtype,
+               const std::vector<py::ssize_t>& shape, const std::vector<py::ssize_t>& strides,
+               py::ssize_t offset, bool writeable) {
+  const sharr::Name parsed = name_of(name);
+  const sharr::Mode how = mode_of(mode);
+  const std::string replaced = "replaced since it was pickled";
+  const auto [device, inode, birth] =
+      identity.cast<std::tuple<std::uint64_t, std::uint64_t, std::int64_t>>();
+  auto array = [&] {
+    const py::gil_scoped_release release;
+    try {
+      return sharr::attach(parsed, how);
+    } catch (const sharr::FormatError& error) {
+      throw sharr::Error(ESTALE, parsed.given(), replaced + ": " + error.message());
+    } catch (const sharr::Error& error) {
+      const int errnum = error.errnum();
+      if (errnum == EISDIR || errnum == ENOTDIR || errnum == ELOOP) {
+        throw sharr::Error(ESTALE, parsed.given(), replaced + ", by what is no array");
+      }
+      if (errnum != ENOENT) throw;
+      throw sharr::Error(ENOENT, parsed.given(),
+                         "deleted or renamed since it was pickled, or not published yet, or out of "
+                         "sight here (another container?)");
+    }
+  }();
+  if (array.identity() != sharr::Identity{device, inode, birth}) {
+    throw sharr::Error(ESTALE, parsed.given(), replaced + " by another array");
+  }
+  const auto refuse = [&](const char* what) {
+    throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
+  };
+  if (dtype.attr("hasobject").cast<bool>()) refuse("of Python objects");
+  if (shape.size() != strides.size()) refuse("with other strides than extents");
+  // No overflow: neither end ever goes beyond the array.
+  const __int128 size = static_cast<__int128>(array.info().nbytes);
+  const bool empty = std::ranges::find(shape, 0) != shape.end();
+  __int128 first = offset;
+  __int128 end = first + (empty ? 0 : dtype.itemsize());
+  for (std::size_t i = 0; i < shape.size() && !empty; ++i) {
+    if (shape[i] < 0) refuse("with a negative extent");
+    const __int128 step = static_cast<__int128>(shape[i] - 1) * strides[i];
+    (step < 0 ? first : end) += step;
+    if (first < 0 || end > size) break;
+  }
+  if (first < 0 || end > size) refuse("beyond the array");
+  void* const data = static_cast<char*>(array.data()) + offset;
+  const bool may_write = writeable && array.mode() != sharr::Mode::read;
+  const py::object base = py::cast(Mapping(std::move(array), decoded(parsed.given())));
+  return make_array(reinterpret_cast<PyTypeObject*>(type.ptr()), dtype, shape, strides, data,
+                    may_write, base);
 }
 
 py::array attach(const py::object& name, const py::object& mode, const py::object& upstream) {
@@ -264,14 +558,6 @@ std::vector<sharr::Info> list(const py::object& where) {
   return sharr::list(parsed);
 }
 
-// The mapping that an array or a view of it stands on; none for memory that is not ours.
-const Mapping* mapping_of(const py::array& array) {
-  for (py::object base = array.base(); base; base = py::getattr(base, "base", py::object())) {
-    if (py::isinstance<Mapping>(base)) return base.cast<const Mapping*>();
-  }
-  return nullptr;
-}
-
 // As the "i" of CPython's own argument parsing: pybind11 calls an overflow a TypeError.
 int int_of(const py::object& object) {
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
@@ -295,6 +581,8 @@ void set_error(PyObject* type, const sharr::Error& error) {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
+  ndarray_type = reinterpret_cast<PyTypeObject*>(
+      py::object(py::module_::import("numpy").attr("ndarray")).release().ptr());
   m.doc() = "The compiled part of sharr; use the package.";
 
   // As io.UnsupportedOperation: an OSError for whoever looks at errno, a ValueError for the others.
@@ -325,6 +613,25 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "addr",
           [](const Mapping& self) { return reinterpret_cast<std::uintptr_t>(self.array().data()); })
+      .def_property_readonly("_uri", [](const Mapping& self) { return decoded(self.uri()); })
+      .def_property_readonly("_mode",
+                             [](const Mapping& self) {
+                               switch (self.array().mode()) {
+                                 case sharr::Mode::read:
+                                   return "r";
+                                 case sharr::Mode::read_write:
+                                   return "r+";
+                                 case sharr::Mode::copy_on_write:
+                                   break;
+                               }
+                               return "c";
+                             })
+      .def_property_readonly("_identity",
+                             [](const Mapping& self) {
+                               const sharr::Identity& identity = self.array().identity();
+                               return py::make_tuple(identity.device, identity.inode,
+                                                     identity.birth);
+                             })
       .def_property_readonly("size", [](const Mapping& self) { return self.array().info().nbytes; })
       .def(
           "msync",
@@ -369,5 +676,39 @@ PYBIND11_MODULE(_core, m) {
   m.def("remove", &remove_array);
   m.def("info", &info);
   m.def("list", &list);
-  m.def("mapping", [](const py::array& array) { return py::cast(mapping_of(array)); });
+  m.def("mapping", [](const py::array& array) { return py::cast(mapping_of(array.ptr())); });
+  m.def("plain", [](const py::object& result) {
+    return py::reinterpret_steal<py::object>(plain(Py_NewRef(result.ptr())));
+  });
+  m.def("install", &install);
+  m.def("load", &load);
+  m.def("wait", &wait);
+  m.def("check_new", [](const py::object& name, bool replace) {
+    const sharr::Name parsed = name_of(name);
+    const py::gil_scoped_release release;
+    sharr::NewArray::check(parsed, replace);
+  });
+  m.def("attach_all", &attach_all);
+  m.def("rename", [](const py::object& from, const py::object& to, bool replace) {
+    const sharr::Name old_name = name_of(from);
+    const sharr::Name new_name = name_of(to);
+    const py::gil_scoped_release release;
+    sharr::rename(old_name, new_name, replace);
+  });
+  m.def("remove_all", [](const py::object& where) {
+    const sharr::Name parsed = name_of(where, true);
+    const py::gil_scoped_release release;
+    sharr::remove_all(parsed);
+  });
+  py::class_<NewArray>(m, "NewArray")
+      .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&,
+                    bool>())
+      .def("array", &NewArray::array)
+      .def("publish", &NewArray::publish)
+      .def("discard", &NewArray::discard);
+  py::class_<sharr::NewNamespace>(m, "NewNamespace")
+      .def(py::init(
+          [](const py::object& where) { return sharr::NewNamespace(name_of(where, true)); }))
+      .def("add", &add)
+      .def("publish", &sharr::NewNamespace::publish, py::call_guard<py::gil_scoped_release>());
 }

@@ -88,7 +88,8 @@ TEST(Name, OfADirectoryMayEndInASlashAndBeTheRoot) {
     EXPECT_EQ(Name::directory(given).path(), "/dev/shm/jobs") << given;
     EXPECT_EQ(Name::directory(given).uri(), "shm://jobs") << given;
   }
-  EXPECT_EQ(Name::directory("file:///data/").path(), "/data/");
+  EXPECT_EQ(Name::directory("file:///data/").path(), "/data");
+  EXPECT_EQ(Name::directory("file:///").path(), "/");
   for (const char* given :
        {"", "shm://jobs//", "shm://..", "jobs/../..", "http://", "shm://a//b"}) {
     EXPECT_THROW(Name::directory(given), ArgumentError) << given;

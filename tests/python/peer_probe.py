@@ -1417,7 +1417,7 @@ def _(c):
 @case("base/dir")
 def _(c):
     a = filled(c)
-    c.step("", lambda: sorted(name for name in dir(a.base) if not name.startswith("__")))
+    c.step("", lambda: sorted(name for name in dir(a.base) if not name.startswith("_")))
 
 
 BASE_USES = {

@@ -1,4 +1,4 @@
-// Named arrays shared between processes: create, attach, delete, list, info.
+// Named arrays shared between processes: create, fill, attach, wait for, rename, delete, list.
 //
 // An array is a file that holds a valid NPY file whose data starts on a page boundary (FORMAT.md).
 // The file system is the only registry: nothing is cached here, nothing runs in the background, and
@@ -24,9 +24,12 @@
 // of the system calls underneath come through as they are.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -97,6 +100,16 @@ struct Info {
   std::uint64_t size() const noexcept;  // number of elements
 };
 
+// Which object it is: no other one has the same, at the same time or later. birth is in nanoseconds
+// since 1970, 0 where the file system does not know it; inode numbers may be used again.
+struct Identity {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::int64_t birth = 0;
+
+  bool operator==(const Identity&) const = default;
+};
+
 // An array in memory. Owns the mapping, not the stored object: destroying it leaves the object and
 // every other attachment alone, and deleting the object leaves this array valid.
 class Array {
@@ -117,6 +130,7 @@ class Array {
     return {static_cast<T*>(data()), static_cast<std::size_t>(info_.size())};
   }
   const Info& info() const noexcept { return info_; }
+  const Identity& identity() const noexcept { return identity_; }
   Mode mode() const noexcept { return mode_; }
 
   // As msync(2) with flags of MS_ASYNC, MS_SYNC and MS_INVALIDATE, mlock(2) and munlock(2), on the
@@ -127,11 +141,13 @@ class Array {
 
  private:
   friend struct ArrayAccess;
-  Array(Info info, Mode mode, std::byte* base, std::size_t length) noexcept
-      : info_(std::move(info)), mode_(mode), base_(base), length_(length) {}
+  Array(Info info, const Identity& identity, Mode mode, std::byte* base,
+        std::size_t length) noexcept
+      : info_(std::move(info)), identity_(identity), mode_(mode), base_(base), length_(length) {}
   void check_itemsize(std::size_t size) const;
 
   Info info_;
+  Identity identity_;
   Mode mode_;
   std::byte* base_;     // of the mapping, which starts at the file's first byte
   std::size_t length_;  // of the mapping; 0 when there is nothing to map
@@ -144,6 +160,9 @@ struct CreateOptions {
   bool reserve = true;
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
+  // Take the name of an existing array, in one step and with its permissions; those attached to it
+  // keep it. What is no array is not replaced.
+  bool replace = false;
   // Called when a signal interrupts the reservation of memory, and after every 64 MiB of a large
   // one, the last included. May throw to give up.
   std::function<void()> on_signal = {};
@@ -153,7 +172,7 @@ struct CreateOptions {
 // the umask. Under shm:// missing namespaces are made; a path's directory must exist. On a sharrfs
 // mount the array is made in the directory behind it, which this process must be able to reach.
 //
-// System calls where the file system has O_TMPFILE: open, fallocate, mmap, linkat, close. Three
+// System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, linkat, close. Three
 // things add to them: a name in a namespace opens the directory first; an array of 64 MiB or more
 // first checks that the name and the memory are there, so that it fails at once; where there is no
 // O_TMPFILE a temporary name and renameat2 take its place.
@@ -164,8 +183,55 @@ struct CreateOptions {
 Array create(const Name& name, const Shape& shape, const Dtype& dtype,
              const CreateOptions& options = {});
 
+// An array that nobody else sees yet, to be filled. It appears when it is published; unless that
+// happens it goes with this object, and when the process is killed, by itself.
+class NewArray {
+ public:
+  // Throws as the constructor does when the name is taken, or is that of something that is not to
+  // be replaced.
+  static void check(const Name& name, bool replace);
+  // As create(). Without options.replace a name that is taken is EEXIST already here; exist_ok does
+  // not count.
+  NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
+           const CreateOptions& options = {});
+  NewArray(NewArray&& other) noexcept;
+  ~NewArray();
+
+  // The array, once. It stays valid whatever becomes of the name.
+  Array take();
+  // Gives it its name. Throws as create().
+  void publish();
+
+ private:
+  friend class NewNamespace;
+  friend Array create(const Name&, const Shape&, const Dtype&, const CreateOptions&);
+  struct State;
+  explicit NewArray(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+// Arrays that appear together, as a namespace: a directory that has all of them, or none.
+class NewNamespace {
+ public:
+  // Throws Error EEXIST when the name is taken; under shm:// missing namespaces above are made.
+  explicit NewNamespace(const Name& directory);
+  NewNamespace(NewNamespace&& other) noexcept;
+  ~NewNamespace();
+
+  // Adds an array by the name `leaf` in the namespace and returns it. Throws as create(); EEXIST
+  // when there is one of that name.
+  Array add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
+            const CreateOptions& options = {});
+  // Throws as create().
+  void publish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 // Maps an existing array: any valid NPY file, or an object of the SharedArray package.
-// System calls: open, fstat, pread, mmap, close (a header or a SharedArray trailer that the first
+// System calls: open, statx, pread, mmap, close (a header or a SharedArray trailer that the first
 // page does not hold takes one pread more; a path on a sharrfs mount looks for the object behind
 // it).
 //
@@ -173,9 +239,30 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
 // truncated).
 Array attach(const Name& name, Mode mode = Mode::read_write);
 
+// Attaches an array as soon as it is published, which may be now. The kernel tells (inotify); for
+// paths, where it does not tell everything, a second may pass. timeout: none for ever. on_signal is
+// called when a signal comes, and may throw.
+// Throws Error ETIMEDOUT; EMFILE when the user has too many inotify instances; as attach otherwise,
+// except for what may still go or become an array: ENOENT, ENOTDIR, EISDIR, FormatError.
+Array wait(const Name& name, Mode mode = Mode::read_write,
+           std::optional<std::chrono::nanoseconds> timeout = {},
+           const std::function<void()>& on_signal = {});
+
+// All arrays in a directory and the directories below it: of one namespace, be it deleted and put
+// again meanwhile. Sorted by name; throws as list and attach do, EACCES also for one of the arrays.
+std::vector<Array> attach_all(const Name& directory, Mode mode = Mode::read_write);
+
+// Gives an array another name on the same file system (EXDEV otherwise), in one step. Throws Error
+// EEXIST when that is taken, unless by an array that is to be replaced; as remove otherwise.
+void rename(const Name& from, const Name& to, bool replace = false);
+
 // Removes the name. Attachments stay valid; the memory goes with the last of them.
 // Throws as attach does: what is no array is not removed.
 void remove(const Name& name);
+
+// Removes a namespace and all arrays in it; to others it is gone in one step. Throws Error
+// ENOTEMPTY when something in it is no array, which is named; ENOTDIR, EACCES.
+void remove_all(const Name& directory);
 
 // What the array is, without mapping it. Throws as attach does.
 Info info(const Name& name);

@@ -1,0 +1,50 @@
+// What the library's parts know of each other's insides: an Array is made of an open file, an array
+// on its way is a staged file and the Array on it.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sharr/store.hpp"
+#include "staging.hpp"
+
+namespace sharr {
+
+struct ArrayAccess {
+  // Maps what info says of the file. Throws Error.
+  static Array map(Info info, const Identity& identity, Mode mode, int fd, std::string_view name);
+};
+
+struct NewArray::State {
+  // In `directory`, when that is given, until the name is known to exist.
+  State(const Name& name, const Shape& shape, const Dtype& dtype, const CreateOptions& options,
+        std::optional<detail::Place> directory = {});
+
+  const Name name;
+  const bool replace;
+  std::string header;
+  std::uint64_t nbytes = 0;
+  std::optional<detail::Staging> staging;
+  std::optional<Array> array;
+};
+
+namespace detail {
+
+// The name by which a file on a sharrfs mount is to be made, renamed or waited for: that of the
+// object behind it. Other names, and those whose object is out of reach, stay what they are.
+Name behind_mount(const Name& name);
+
+// The permissions of the array that has the name; none when nothing has. Throws FormatError for
+// what is no array, Error.
+std::optional<mode_t> mode_of_array(const Name& name);
+
+// What the names that list() gives begin with.
+std::string list_prefix(const Name& directory);
+// As list(), of a directory that is open.
+std::vector<Info> list(const FileDescriptor& root, const Name& directory);
+
+}  // namespace detail
+}  // namespace sharr

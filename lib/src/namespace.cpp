@@ -1,0 +1,326 @@
+// Arrays that come and go together: a namespace is a directory, put in its place by a rename.
+#include <dirent.h>
+#include <fmt/format.h>
+#include <linux/limits.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "access.hpp"
+#include "system.hpp"
+
+namespace sharr {
+namespace {
+
+using detail::Place;
+
+// Whether a directory has anything in it.
+bool empty(int at, const std::string& directory) {
+  const int fd = openat(at, directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return false;
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd), closedir);
+  if (!stream) {
+    close(fd);
+    return false;
+  }
+  while (const dirent* item = readdir(stream.get())) {
+    const std::string_view name = item->d_name;
+    if (name != "." && name != "..") return false;
+  }
+  return true;
+}
+
+// A directory of a reserved name, locked to tell that its maker lives.
+struct Temporary {
+  std::string name;
+  FileDescriptor fd;
+};
+
+Temporary make_temporary(const Place& place, const Name& name) {
+  while (true) {
+    Temporary made{.name = place.directory + "/" + detail::temporary_name(), .fd = {}};
+    if (mkdirat(place.at(), made.name.c_str(), detail::namespace_mode) != 0) {
+      if (errno == EEXIST) continue;
+      detail::throw_errno(name);
+    }
+    made.fd = FileDescriptor(
+        openat(place.at(), made.name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    if (!made.fd && errno != ENOENT) detail::throw_errno(name);
+    // A sweep may have come before the lock.
+    struct stat st;
+    if (made.fd && flock(made.fd.get(), LOCK_EX | LOCK_NB) == 0 && fstat(made.fd.get(), &st) == 0 &&
+        st.st_nlink > 0) {
+      return made;
+    }
+  }
+}
+
+// Calls other(path, errnum) for whatever in a directory or below is no array that can be read and
+// no namespace; errnum is EACCES when it cannot be read, or ENOTEMPTY.
+template <class Other>
+void survey(int root, Other&& other) {
+  std::vector<std::string> left = {"."};
+  while (!left.empty()) {
+    std::string below = std::move(left.back());
+    left.pop_back();
+    FileDescriptor fd = open_beneath(root, below, O_RDONLY | O_DIRECTORY);
+    const std::unique_ptr<DIR, int (*)(DIR*)> stream(fd ? fdopendir(fd.get()) : nullptr, closedir);
+    if (!stream && errno == ENOENT) continue;  // gone since
+    if (!stream) {
+      other(below, errno);
+      continue;
+    }
+    fd.release();
+    const int at = dirfd(stream.get());
+    while (const dirent* item = readdir(stream.get())) {
+      const std::string name = item->d_name;
+      if (name == "." || name == "..") continue;
+      std::string path = below == "." ? name : fmt::format("{}/{}", below, name);
+      if (reserved(name)) detail::sweep(at, name.c_str());
+      const auto entry = reserved(name) ? std::nullopt : inspect(at, name, "");
+      if (entry) {
+        if (!entry->info) left.push_back(std::move(path));
+        continue;
+      }
+      struct stat st;
+      if (fstatat(at, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) continue;  // gone since
+      const bool hidden = S_ISREG(st.st_mode) && !reserved(name) &&
+                          faccessat(at, name.c_str(), R_OK, AT_EACCESS) != 0 && errno == EACCES;
+      other(path, hidden ? EACCES : ENOTEMPTY);
+    }
+  }
+}
+
+// The directories in a directory, and itself.
+std::vector<std::string> namespaces(int root) {
+  std::vector<std::string> found = {"."};
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const std::string below = found[i];
+    const FileDescriptor at = open_beneath(root, below, O_RDONLY | O_DIRECTORY);
+    if (!at) continue;
+    for (const Entry& entry : scan(at.get(), "")) {
+      if (!entry.info) found.push_back(fmt::format("{}/{}", below, entry.name));
+    }
+  }
+  return found;
+}
+
+Name plain(const Name& directory) {
+  if (directory.path() == detail::shm_directory) {
+    throw ArgumentError(directory.given(), "all of /dev/shm is not a namespace");
+  }
+  return detail::behind_mount(directory);
+}
+
+}  // namespace
+
+struct NewNamespace::State {
+  explicit State(const Name& directory) : given(directory), name(plain(directory)) {}
+
+  const Name given;
+  const Name name;
+  std::vector<std::pair<std::string, std::unique_ptr<NewArray::State>>> arrays;
+
+  // Where the arrays are until then: under shm:// not in a namespace, which might go.
+  Place staging_place() const {
+    if (!name.shm()) return detail::place_of(name);
+    return {.opened = {}, .directory = std::string(detail::shm_directory), .file = {}, .made = {}};
+  }
+
+  void throw_taken(const Place& where) const {
+    struct stat st;
+    if (where.file.empty() ||
+        fstatat(where.at(), where.file.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+      return;
+    }
+    // Deleting one array after the other leaves an empty directory.
+    if (!S_ISDIR(st.st_mode) || !empty(where.at(), where.file)) throw Error(EEXIST, given.given());
+  }
+};
+
+NewNamespace::NewNamespace(const Name& directory) : state_(std::make_unique<State>(directory)) {
+  try {
+    state_->throw_taken(detail::place_of(state_->name));
+  } catch (const Error& error) {
+    if (error.errnum() != ENOENT || !directory.shm()) throw;
+  }
+}
+NewNamespace::NewNamespace(NewNamespace&& other) noexcept = default;
+NewNamespace::~NewNamespace() = default;
+
+Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
+                        const CreateOptions& options) {
+  const std::string name(leaf);
+  const std::string given = fmt::format("{}/{}", state_->given.given(), leaf);
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+      name.find('\0') != std::string::npos || reserved(name)) {
+    throw ArgumentError(given, "no name for an array in a namespace");
+  }
+  if (name.size() > NAME_MAX) throw Error(ENAMETOOLONG, given);
+  const auto same = [&](const auto& array) { return array.first == name; };
+  if (std::ranges::any_of(state_->arrays, same)) throw Error(EEXIST, given);
+  auto array =
+      std::make_unique<NewArray::State>(Name(fmt::format("{}/{}", state_->given.uri(), leaf)),
+                                        shape, dtype, options, state_->staging_place());
+  Array taken = *std::move(array->array);
+  array->array.reset();
+  state_->arrays.emplace_back(name, std::move(array));
+  return taken;
+}
+
+void NewNamespace::publish() {
+  const Name& name = state_->name;
+  Place place;
+  Temporary temporary;
+  // Somebody may remove the namespace above before anything is in it.
+  constexpr int max_tries = 1000;
+  for (int tries = 0; !temporary.fd; ++tries) {
+    try {
+      place = detail::place_of(name, true);
+      state_->throw_taken(place);
+      temporary = make_temporary(place, name);
+    } catch (const Error& error) {
+      detail::unmake(place.made);
+      if (error.errnum() != ENOENT || !name.shm() || tries == max_tries) throw;
+    }
+  }
+  try {
+    for (auto& [leaf, array] : state_->arrays) {
+      FileDescriptor at(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0));
+      if (!at) detail::throw_errno(name);
+      array->staging->publish({.opened = std::move(at), .directory = ".", .file = leaf, .made = {}},
+                              false);
+    }
+    // Of directories rename(2) replaces those that are empty only.
+    if (renameat(place.at(), temporary.name.c_str(), place.at(), place.file.c_str()) != 0) {
+      const bool taken = errno == ENOTEMPTY || errno == ENOTDIR;
+      throw Error(taken ? EEXIST : errno, state_->given.given());
+    }
+  } catch (...) {
+    try {
+      detail::remove_arrays(place.at(), temporary.name);
+    } catch (const Error&) {  // it is gone with what it was in
+      temporary.fd = FileDescriptor();
+    }
+    detail::unmake(place.made);
+    throw;
+  }
+}
+
+std::vector<Array> attach_all(const Name& directory, Mode mode) {
+  const int flags = mode == Mode::read_write ? O_RDWR : O_RDONLY;
+  while (true) {
+    const FileDescriptor root = open_directory(detail::behind_mount(directory));
+    std::vector<Array> arrays;
+    const std::string prefix = detail::list_prefix(directory);
+    survey(root.get(), [&](const std::string& path, int errnum) {
+      if (errnum == EACCES) throw Error(EACCES, prefix + path);
+    });
+    for (const Info& listed : detail::list(root, directory)) {
+      const FileDescriptor fd = open_beneath(root.get(), listed.name.substr(prefix.size()), flags);
+      if (!fd && errno == ENOENT) continue;
+      if (!fd) throw Error(errno, listed.name);
+      const detail::Stat stat = detail::stat_file(fd.get(), listed.name);
+      Info info = read_info(fd.get(), stat.st, listed.name);
+      arrays.push_back(
+          ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), listed.name));
+    }
+    // Of a namespace that is being removed there may be less than it had.
+    const FileDescriptor now = open_directory(detail::behind_mount(directory));
+    struct stat before, after;
+    if (fstat(root.get(), &before) != 0 || fstat(now.get(), &after) != 0) {
+      throw Error(errno, directory.given());
+    }
+    if (before.st_dev == after.st_dev && before.st_ino == after.st_ino) return arrays;
+  }
+}
+
+void detail::remove_arrays(int dirfd, const std::string& name) {
+  const FileDescriptor root(
+      openat(dirfd, name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+  if (!root) throw Error(errno, name);
+  // Directories in the order in which they are found: those below come later.
+  std::vector<std::string> directories = {"."};
+  for (std::size_t i = 0; i < directories.size(); ++i) {
+    const std::string below = directories[i];
+    const FileDescriptor at = open_beneath(root.get(), below, O_RDONLY | O_DIRECTORY);
+    if (!at) throw Error(errno, below);
+    for (const Entry& entry : scan(at.get(), "")) {
+      if (!entry.info) {
+        directories.push_back(below == "." ? entry.name : fmt::format("{}/{}", below, entry.name));
+      } else if (unlinkat(at.get(), entry.name.c_str(), 0) != 0 && errno != ENOENT) {
+        throw Error(errno, entry.name);
+      }
+    }
+  }
+  for (; directories.size() > 1; directories.pop_back()) {
+    const std::string& path = directories.back();
+    const std::size_t slash = path.rfind('/');
+    const FileDescriptor at = open_beneath(
+        root.get(), slash == std::string::npos ? "." : path.substr(0, slash), O_PATH | O_DIRECTORY);
+    if (!at) throw Error(errno, path);
+    if (unlinkat(at.get(), path.substr(slash + 1).c_str(), AT_REMOVEDIR) != 0) {
+      throw Error(errno, path);
+    }
+  }
+  if (unlinkat(dirfd, name.c_str(), AT_REMOVEDIR) != 0) throw Error(errno, name);
+}
+
+void remove_all(const Name& directory) {
+  const Name name = plain(directory);
+  const Place place = detail::place_of(name);
+  const FileDescriptor fd(
+      openat(place.at(), place.file.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd) detail::throw_errno(directory);
+  const auto check = [&] {
+    survey(fd.get(), [&](const std::string& path, int errnum) {
+      throw Error(
+          errnum, directory.given(),
+          fmt::format("'{}' in it {}", path, errnum == EACCES ? "cannot be read" : "is no array"));
+    });
+    for (const std::string& path : namespaces(fd.get())) {
+      const FileDescriptor at = open_beneath(fd.get(), path, O_PATH | O_DIRECTORY);
+      if (at && faccessat(at.get(), ".", W_OK | X_OK, AT_EACCESS) != 0 && errno == EACCES) {
+        throw Error(EACCES, directory.given(), fmt::format("'{}' in it cannot be changed", path));
+      }
+    }
+  };
+  check();
+  // The lock keeps others from sweeping what cannot be removed before it is put back. Whatever is
+  // left when this process is killed goes with the next listing.
+  flock(fd.get(), LOCK_EX | LOCK_NB);
+  const std::string temporary = place.directory + "/" + detail::temporary_name();
+  if (renameat(place.at(), place.file.c_str(), place.at(), temporary.c_str()) != 0) {
+    detail::throw_errno(directory);
+  }
+  try {
+    struct stat looked_at, moved;
+    if (fstat(fd.get(), &looked_at) != 0 ||
+        fstatat(place.at(), temporary.c_str(), &moved, AT_SYMLINK_NOFOLLOW) != 0 ||
+        looked_at.st_ino != moved.st_ino || looked_at.st_dev != moved.st_dev) {
+      throw Error(EAGAIN, directory.given(), "another namespace has its name since");
+    }
+    check();  // what has come since
+    detail::remove_arrays(place.at(), temporary);
+  } catch (const Error& error) {
+    if (renameat2(place.at(), temporary.c_str(), place.at(), place.file.c_str(),
+                  RENAME_NOREPLACE) == 0) {
+      throw Error(error.errnum(), directory.given(), error.message());
+    }
+    // The name is taken. No reserved one, or the content would be swept.
+    const std::string kept =
+        fmt::format("{}.kept{}", place.file, temporary.substr(temporary.rfind('-')));
+    const bool moved = renameat(place.at(), temporary.c_str(), place.at(), kept.c_str()) == 0;
+    throw Error(error.errnum(), directory.given(),
+                fmt::format("{}; what is left of it is now '{}'", error.message(),
+                            moved ? kept : temporary));
+  }
+}
+
+}  // namespace sharr

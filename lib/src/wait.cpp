@@ -1,0 +1,113 @@
+// Waiting for an array to appear, by inotify on the directory where it will.
+#include <poll.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "access.hpp"
+#include "system.hpp"
+
+namespace sharr {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// The array, or none when it is not there yet: what stands in its place may go, and a file that
+// another program is writing may become one.
+std::optional<Array> attached(const Name& name, Mode mode) {
+  try {
+    return attach(name, mode);
+  } catch (const FormatError&) {
+    return {};
+  } catch (const Error& error) {
+    const int errnum = error.errnum();
+    if (errnum != ENOENT && errnum != ENOTDIR && errnum != EISDIR) throw;
+    return {};
+  }
+}
+
+// Watches all directories on the way to a name, as far as there are any: whatever comes, goes or
+// moves is seen in the one above. False when that is not so, because one cannot be read.
+bool watch(const FileDescriptor& events, const Name& name) {
+  constexpr std::uint32_t mask = IN_CREATE | IN_DELETE | IN_MOVE | IN_CLOSE_WRITE | IN_ATTRIB;
+  std::vector<std::string> directories;
+  for (std::filesystem::path path = std::filesystem::path(name.path()).parent_path();;
+       path = path.parent_path()) {
+    directories.push_back(path.empty() ? "." : path.string());
+    if (path.empty() || path == path.parent_path() || path == detail::shm_directory) break;
+  }
+  std::ranges::reverse(directories);
+  for (const std::string& directory : directories) {
+    // Not kept open: a directory that is removed is gone only then.
+    FileDescriptor fd;
+    try {
+      const std::size_t below = std::min(detail::shm_directory.size() + 1, directory.size());
+      fd = open_directory(name.shm() ? Name::directory("shm://" + directory.substr(below))
+                                     : Name::from_path(directory));
+    } catch (const Error& error) {
+      if (error.errnum() == ENOENT || error.errnum() == ENOTDIR) return true;
+      if (error.errnum() == EACCES) return false;
+      throw;
+    }
+    const std::string self = "/proc/self/fd/" + std::to_string(fd.get());
+    if (inotify_add_watch(events.get(), self.c_str(), mask) < 0) {
+      if (errno == EACCES) return false;
+      throw Error(
+          errno, name.given(),
+          errno == ENOSPC ? "too many watches of this user: see fs.inotify.max_user_watches" : "");
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds> timeout,
+           const std::function<void()>& on_signal) {
+  const Clock::time_point start = Clock::now();
+  // What inotify does not tell of paths: changes behind a mount, where symbolic links end.
+  constexpr std::chrono::nanoseconds unseen = std::chrono::seconds(1);
+  std::optional<Array> array = attached(given, mode);
+  while (!array) {
+    const Name name = detail::behind_mount(given);
+    const FileDescriptor events(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    if (!events) {
+      throw Error(errno, given.given(),
+                  errno == EMFILE
+                      ? "too many inotify instances of this user (fs.inotify.max_user_instances) "
+                        "or open files (ulimit -n)"
+                      : "");
+    }
+    const bool all_seen = watch(events, name) && name.shm();
+    array = attached(given, mode);
+    if (array) break;
+    std::optional<std::chrono::nanoseconds> patience;
+    if (timeout) {
+      patience = *timeout - (Clock::now() - start);
+      if (patience->count() <= 0) {
+        throw Error(ETIMEDOUT, given.given(), "no such array within the time given");
+      }
+    }
+    if (!all_seen) patience = patience ? std::min(*patience, unseen) : unseen;
+    timespec left{};
+    if (patience) {
+      left.tv_sec = static_cast<time_t>(patience->count() / 1'000'000'000);
+      left.tv_nsec = static_cast<long>(patience->count() % 1'000'000'000);
+    }
+    pollfd poll{.fd = events.get(), .events = POLLIN, .revents = 0};
+    const int ready = ppoll(&poll, 1, patience ? &left : nullptr, nullptr);
+    if (ready < 0 && errno != EINTR) throw Error(errno, given.given());
+    if (ready < 0 && on_signal) on_signal();
+  }
+  return *std::move(array);
+}
+
+}  // namespace sharr

@@ -1,0 +1,122 @@
+"""The array class. It follows `numpy.memmap`, but keeps no state of its own.
+
+What an Array stands on is found by its ``base``, so that a view costs no more
+than NumPy's. The two methods that every operation may call are in C.
+"""
+
+import sys
+
+import numpy as np
+
+from . import _core
+
+
+class Array(np.ndarray):
+    """A NumPy array on the memory of a named array.
+
+    Made by `sharr.create`, `sharr.attach` and others. A view of it is one too
+    and keeps the memory; whatever does not share the memory is a plain
+    `numpy.ndarray`. `pickle` takes an Array by reference: loading it, in this
+    process or another one, gives an Array on the same memory.
+
+    Attributes
+    ----------
+    name : str or None
+        The URI, ``shm://jobs/7/a`` or ``file:///data/a.npy``. None if the
+        memory is no named array's, as that of ``numpy.empty_like(array)``.
+    mode : {"r", "r+", "c"} or None
+        As `sharr.attach` has it.
+    """
+
+    __slots__ = ()
+    __array_priority__ = -100.0  # as numpy.memmap: the other operand decides
+
+    def __new__(cls, *args, **kwargs):
+        raise TypeError("use sharr.create, sharr.attach or sharr.put")
+
+    @property
+    def name(self):
+        # To pandas an array that has a name is a column, to xarray a variable of that name. They
+        # are to see what they see of a memmap.
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.partition(".")[0] in ("pandas", "xarray"):
+            return None
+        mapping = _core.mapping(self)
+        return mapping and mapping._uri
+
+    @property
+    def mode(self):
+        mapping = _core.mapping(self)
+        return mapping and mapping._mode
+
+    def flush(self):
+        """Write changes to the file; see msync(2). Nothing for arrays in /dev/shm."""
+        mapping = _core.mapping(self)
+        if mapping is not None:
+            mapping.msync(_core.MS_SYNC)
+
+    def __repr__(self):
+        text = np.array_repr(self)
+        name = self.name
+        return text if name is None else f"{text[:-1]}, name={name!r})"
+
+    def __reduce_ex__(self, protocol):
+        mapping = _core.mapping(self)
+        if mapping is None or mapping._mode == "c":
+            return np.asarray(self).__reduce_ex__(protocol)
+        dtype = self.dtype
+        if dtype.names is None and dtype.metadata is None and np.dtype(dtype.str) == dtype:
+            dtype = dtype.str  # a fifth of the size
+        offset = self.__array_interface__["data"][0] - mapping.addr if self.size else 0
+        return _load, (
+            type(self), mapping._uri, mapping._identity, mapping._mode, dtype,
+            self.shape, self.strides, offset, self.flags.writeable,
+        )  # fmt: skip
+
+    def __reduce__(self):
+        return self.__reduce_ex__(2)
+
+    def __copy__(self):
+        return np.array(self)
+
+    def __deepcopy__(self, memo):
+        return np.array(self)
+
+
+def _load(cls, name, identity, mode, dtype, shape, strides, offset, writeable):
+    """The view of an array that was pickled, if it still is the same object.
+
+    Raises
+    ------
+    FileNotFoundError
+        It was deleted or renamed since, or is out of this process's sight.
+    OSError
+        ``ESTALE``: something else has its name.
+    ArgumentError
+        The view is not within the array: a pickle that nobody made.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Array)):
+        raise TypeError("not a class of sharr arrays")
+    return _core.load(
+        cls, name, identity, mode, np.dtype(dtype), shape, strides, offset, bool(writeable)
+    )
+
+
+def _plain(method):
+    """The method, giving plain arrays where NumPy would give an Array on other memory."""
+
+    def call(self, *args, **kwargs):
+        return _core.plain(method(self, *args, **kwargs))
+
+    call.__name__ = call.__qualname__ = method.__name__
+    call.__doc__ = method.__doc__
+    return call
+
+
+for _name in (
+    "argmax argmin argpartition argsort astype byteswap choose compress copy dot flatten ravel repeat reshape round"
+    " searchsorted take conj conjugate"
+).split():  # fmt: skip
+    setattr(Array, _name, _plain(getattr(np.ndarray, _name)))
+
+_core.install(Array)
