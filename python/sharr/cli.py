@@ -1,0 +1,1258 @@
+"""The command ``sharr``.
+
+What only some commands need is imported there, so that the others answer at once. A command
+returns its exit status: None or 0, or 1 when an operation failed; the others were still done.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+
+import click
+import sharr
+
+VERSION = "0.1.0"
+CHUNK = 16 << 20  # bytes that are copied between two looks at the progress bar
+BAR_AFTER = 1.0  # seconds
+POINTS, PIXELS = 4000, 2048  # of one line and one side of a picture; more are strided down
+
+
+class Failure(Exception):
+    """An operation that failed, with the name and the reason to tell."""
+
+    def __init__(self, name, message):
+        super().__init__(name, message)
+        self.name, self.message = name, message
+
+
+# What is printed
+
+
+def escape(text, backslash=True):
+    """Text that breaks no line, terminal or encoding: a name may hold any byte but NUL."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    out = []
+    for char in text:
+        if "\udc80" <= char <= "\udcff":  # a byte that is no UTF-8
+            out.append(f"\\x{ord(char) - 0xDC00:02x}")
+        elif char == "\\" and backslash:
+            out.append("\\\\")
+        elif char.isprintable():
+            out.append(char)
+        else:
+            out.append(char.encode("unicode_escape").decode())
+    return "".join(out)
+
+
+def complain(name, message):
+    prefix = "sharr:"
+    if sys.stderr.isatty() and wants_color():
+        prefix = click.style(prefix, fg="red")
+    name = f"{escape(name)}: " if name else ""
+    print(prefix, name + escape(message, False), file=sys.stderr)
+
+
+def wants_color():
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def style(text, **styles):
+    return click.style(text, **styles) if sys.stdout.isatty() and wants_color() else text
+
+
+def style_name(text):
+    space, slash, name = text.rpartition("/")
+    return style(space + slash, fg="blue", bold=True) + name if slash else name
+
+
+def width(text):
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in text
+    )
+
+
+def print_table(header, rows, right=()):
+    """Print aligned columns; those named in `right` to the right, the last one without padding."""
+    columns = range(len(header))
+    widths = [max(width(row[column]) for row in (header, *rows)) for column in columns]
+    for number, row in enumerate((header, *rows)):
+        cells = []
+        for column in columns:
+            text, padding = row[column], " " * (widths[column] - width(row[column]))
+            if number == 0:
+                text = style(text, bold=True)
+            elif header[column] == "NAME":
+                text = style_name(text)
+            if header[column] in right:
+                text = padding + text
+            elif column != columns[-1]:
+                text += padding
+            cells.append(text)
+        print("  ".join(cells))
+
+
+def print_columns(texts):
+    """Print as many columns as the terminal takes, down and then across, as ls does."""
+    room = shutil.get_terminal_size().columns
+    for lines in range(1, len(texts) + 1):
+        columns = [texts[start : start + lines] for start in range(0, len(texts), lines)]
+        widths = [max(map(width, column)) for column in columns]
+        if sum(widths) + 2 * (len(columns) - 1) <= room or lines == len(texts):
+            break
+    for line in range(lines if texts else 0):
+        cells = [column[line] for column in columns if line < len(column)]
+        padding = [" " * (wide - width(text)) for text, wide in zip(cells, widths)]
+        padding[len(cells) - 1] = ""
+        print("  ".join(style_name(text) + spaces for text, spaces in zip(cells, padding)))
+
+
+def print_json(value, indent=2):
+    # A byte that is no UTF-8 stays a lone surrogate, \udcXX, which os.fsencode() turns back.
+    print(json.dumps(value, indent=indent, allow_nan=False))
+
+
+def size_text(size, human):
+    if not human or size < 1024:
+        return str(size)
+    for unit in "KMGTPE":
+        size /= 1024
+        if size < 9.95:
+            return f"{size:.1f}{unit}"
+        if size < 1023.5 or unit == "E":
+            return f"{size:.0f}{unit}"
+
+
+# Names
+
+
+def full(name):
+    """The name as the library takes it: ./a and ../a are paths here."""
+    return os.path.abspath(name) if name in (".", "..") or name.startswith(("./", "../")) else name
+
+
+def uri(name):
+    name = full(name)
+    return name if "://" in name else ("file://" if name.startswith("/") else "shm://") + name
+
+
+def path_of(name):
+    scheme, _, rest = uri(name).partition("://")
+    return rest if scheme == "file" else "/dev/shm/" + rest
+
+
+def short(name):
+    """The shortest name that is understood: a for shm://a, /data/a for file:///data/a."""
+    return name.partition("://")[2]
+
+
+GLOB = re.compile(r"[*?]|\[.+\]", re.DOTALL)
+
+
+def is_pattern(name):
+    return bool(GLOB.search(name)) and not os.path.lexists(path_of(name))
+
+
+def matching(pattern):
+    scheme, _, wanted = uri(pattern).partition("://")
+    where = "shm://"
+    if scheme == "file":
+        where = "file://" + (wanted[: GLOB.search(wanted).start()].rpartition("/")[0] or "/")
+    return [info for info in sharr.list(where) if fnmatch.fnmatchcase(short(info.name), wanted)]
+
+
+def matching_some(pattern):
+    found = matching(pattern)
+    if not found:
+        raise Failure(pattern, "no array matches")
+    return found
+
+
+def reason(name, error):
+    """The name and the message to tell of an error that an operation on `name` raised."""
+    if isinstance(error, Failure):
+        return error.name, error.message
+    if not isinstance(error, OSError):
+        return name, str(error) or type(error).__name__
+    told = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else name
+    if told == full(name):
+        told = name
+    if isinstance(error, FileNotFoundError) and told == name:
+        return name, "no such array"
+    if isinstance(error, IsADirectoryError):
+        return told, "is a namespace, no array"
+    return told, error.strerror or str(error)
+
+
+ERRORS = (Failure, OSError, ValueError, TypeError, MemoryError)
+
+
+def each(names, action):
+    """Do the action for every name, tell which ones failed, and return the exit status."""
+    status = 0
+    for name in names:
+        try:
+            action(name)
+        except ERRORS as error:
+            complain(*reason(name, error))
+            status = 1
+    return status
+
+
+REPLACES = ", -f replaces it"
+
+
+@contextlib.contextmanager
+def telling(name):
+    """Turn what an operation on an array raises into a Failure."""
+    try:
+        yield
+    except ERRORS as error:
+        raise Failure(*reason(name, error)) from error
+
+
+@contextlib.contextmanager
+def telling_new(name, hint=REPLACES):
+    """The same for an array that is being made."""
+    with telling(name):
+        try:
+            yield
+        except FileExistsError as error:
+            raise Failure(name, error.strerror + hint) from error
+        except FileNotFoundError as error:
+            raise Failure(name, "no such directory") from error
+
+
+# Completion
+
+BASH = """\
+_sharr() {
+    local kind value typed=${2##*[\\"\\']} cut
+    COMPREPLY=()
+    # Readline completes from the last colon on.
+    if [[ $COMP_WORDBREAKS == *:* ]]; then cut=1; fi
+    while IFS=$'\\t' read -r kind value; do
+        case $kind in
+            file) compopt -o default ;;
+            dir) compopt -o dirnames ;;
+            *)
+                if [[ $value == */ ]]; then compopt -o nospace; fi
+                if [[ -n $cut && $value == *:* ]]; then value=${value##*:}; fi
+                COMPREPLY+=("$(printf %q "$value")")
+                ;;
+        esac
+    done < <(_SHARR_COMPLETE="${COMP_LINE:0:COMP_POINT}" "$1" 2>/dev/null)
+}
+complete -F _sharr sharr
+"""
+
+ZSH = """\
+#compdef sharr
+_sharr() {
+    local kind value
+    local -a spaces values
+    while IFS=$'\\t' read -r kind value; do
+        case $kind in
+            file) _files ;;
+            dir) _files -/ ;;
+            *) if [[ $value == */ ]]; then spaces+=("$value"); else values+=("$value"); fi ;;
+        esac
+    done < <(_SHARR_COMPLETE="${(j: :)words[1,CURRENT]}" "${words[1]}" 2>/dev/null)
+    if (( $#spaces )); then compadd -S '' -a spaces; fi
+    if (( $#values )); then compadd -a values; fi
+}
+if [[ $funcstack[1] == _sharr ]]; then _sharr "$@"; else compdef _sharr sharr; fi
+"""
+
+
+def print_completions(line):
+    """Print what the command line could go on with: a kind, a tab and a word in each line."""
+    from click.shell_completion import ShellComplete, split_arg_string
+
+    words = split_arg_string(line)[1:]
+    typed = words.pop() if words and not line[-1].isspace() else ""
+    for item in ShellComplete(cli, {}, "sharr", "").get_completions(words, typed):
+        if item.value.isprintable():
+            print(item.type, item.value, sep="\t")
+
+
+def complete_names(context, parameter, typed):
+    """Names up to the next slash, as shells complete paths."""
+    from click.shell_completion import CompletionItem
+
+    if typed.startswith(("/", "./", "../", "~")):
+        return [CompletionItem(typed, type="file")]
+    scheme = "shm://" if typed.startswith("shm://") else ""
+    found = {}
+    with contextlib.suppress(OSError):
+        for info in sharr.list():
+            name = scheme + short(info.name)
+            if name.startswith(typed):
+                head, slash, _ = name[len(typed) :].partition("/")
+                found[typed + head + slash] = None
+    return [CompletionItem(name) for name in found]
+
+
+# The command and what its commands share
+
+
+class Commands(click.Group):
+    def list_commands(self, context):
+        return list(self.commands)  # in the order below
+
+
+class Show(click.Command):
+    def parse_args(self, context, args):
+        """Let a SLICE begin with a minus sign and a digit, as no option does."""
+        end = args.index("--") if "--" in args else len(args)
+        args = [
+            " " + arg if number < end and arg[:1] == "-" and arg[1:2].isdigit() else arg
+            for number, arg in enumerate(args)
+        ]
+        return super().parse_args(context, args)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="A NAME is shm://a, short a, or a path: /data/a.npy, ./a.npy. Most commands say more "
+    "with --help. Exit status: 0, 1 if something failed, 2 if the command line is wrong.",
+)
+@click.version_option(VERSION, "-V", "--version", prog_name="sharr", message="%(prog)s %(version)s")
+def cli():
+    """Named NumPy arrays in shared memory."""
+
+
+HUMAN_TOO = {"help_option_names": ["--help"]}  # there -h is for sizes
+
+name_argument = click.argument("name", shell_complete=complete_names)
+names_argument = click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names
+)
+new_name_argument = click.argument("new_name", shell_complete=complete_names)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+human_option = click.option(
+    "-h", "--human-readable", "human", is_flag=True, help="Print sizes like 1.5K, 230M, 2G."
+)
+force_option = click.option("-f", "--force", is_flag=True, help="Replace what is there.")
+
+
+def modified(info):
+    """When the file was last written, or None if somebody has just removed it."""
+    try:
+        return os.stat(path_of(info.name)).st_mtime
+    except OSError:
+        return None
+
+
+def describe(info):
+    moment = modified(info)
+    if moment is not None:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+    return {
+        "name": info.name,
+        "dtype": str(info.dtype),
+        "shape": info.shape,
+        "order": info.order,
+        "nbytes": info.nbytes,
+        "modified": moment,
+    }
+
+
+def moment_text(moment):
+    return "-" if moment is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+@cli.command(context_settings=HUMAN_TOO)
+@click.argument("wheres", metavar="[WHERE]...", nargs=-1, shell_complete=complete_names)
+@click.option("-l", "long", is_flag=True, help="Print dtype, shape, size and time of writing.")
+@human_option
+@click.option("-S", "by_size", is_flag=True, help="Largest first.")
+@click.option("-t", "by_time", is_flag=True, help="Newest first.")
+@click.option("-r", "backwards", is_flag=True, help="Reverse the order.")
+@click.option("-1", "one", is_flag=True, help="One name in a line, on a terminal too.")
+@click.option("-0", "--null", is_flag=True, help="Print plain names that end with NUL.")
+@json_option
+def ls(wheres, long, human, by_size, by_time, backwards, one, null, as_json):
+    """List arrays.
+
+    WHERE is shm:// if not given, a namespace, a directory (/data, ./data), an array, or a pattern
+    in quotes. What is in namespaces below is listed, too; a pattern's * matches any text, slashes
+    too. Names of one namespace are printed without it.
+    """
+    found = {}  # info by what is printed for it
+
+    def look(where):
+        if is_pattern(where):
+            return found.update((short(info.name), info) for info in matching_some(where))
+        try:
+            infos = sharr.list(full(where))
+        except NotADirectoryError:
+            infos = [sharr.info(full(where))]
+            return found.update((short(info.name), info) for info in infos)
+        except FileNotFoundError as error:
+            raise Failure(where, "no such array, namespace or directory") from error
+        base = short(uri(where)).rstrip("/") + "/" if len(wheres) == 1 and where != "shm://" else ""
+        found.update((short(info.name).removeprefix(base), info) for info in infos)
+
+    status = each(wheres or ["shm://"], look)
+    rows = sorted(found.items())
+    if by_size:
+        rows.sort(key=lambda row: -row[1].nbytes)
+    if by_time:
+        rows.sort(key=lambda row: -(modified(row[1]) or 0))
+    if backwards:
+        rows.reverse()
+    if as_json:
+        print_json([describe(info) for _, info in rows])
+    elif null:
+        sys.stdout.buffer.write(b"".join(os.fsencode(name) + b"\0" for name, _ in rows))
+    elif long:
+        lines = [
+            (
+                escape(str(info.dtype), False), str(info.shape), size_text(info.nbytes, human),
+                moment_text(modified(info)), escape(name),
+            )
+            for name, info in rows
+        ]  # fmt: skip
+        if lines:
+            print_table(("DTYPE", "SHAPE", "SIZE", "MODIFIED", "NAME"), lines, right=("SIZE",))
+    elif sys.stdout.isatty() and not one:
+        print_columns([escape(name) for name, _ in rows])
+    else:
+        for name, _ in rows:
+            print(style_name(escape(name)))
+    return status
+
+
+@cli.command(context_settings=HUMAN_TOO)
+@names_argument
+@human_option
+@json_option
+def info(names, human, as_json):
+    """Tell what arrays are.
+
+    A NAME may be a pattern in quotes.
+    """
+    found = []
+
+    def look(name):
+        found.extend(matching_some(name) if is_pattern(name) else [sharr.info(full(name))])
+
+    status = each(names, look)
+    descriptions = []
+    for one in found:
+        path = path_of(one.name)
+        allocated = None
+        with contextlib.suppress(OSError):
+            allocated = os.stat(path).st_blocks * 512
+        descriptions.append(
+            describe(one)
+            | {"allocated": allocated, "format": one.format, "offset": one.offset, "path": path}
+        )
+    if as_json:
+        print_json(descriptions)
+        return status
+    for number, (one, description) in enumerate(zip(found, descriptions)):
+        if number:
+            print()
+        allocated = description["allocated"]
+        lines = {
+            "name": escape(one.name),
+            "dtype": escape(str(one.dtype), False),
+            "shape": one.shape,
+            "order": one.order,
+            "size": size_text(one.nbytes, human),
+            "allocated": "-" if allocated is None else size_text(allocated, human),
+            "modified": moment_text(modified(one)),
+            "format": f"{one.format}, data at {one.offset}",
+            "path": escape(description["path"]),
+        }
+        for key, value in lines.items():
+            print(style(f"{key:<9}", bold=True), value)
+    return status
+
+
+# Copies
+
+
+class Progress:
+    """A bar on a terminal for what takes more than a second."""
+
+    def __init__(self, label, total):
+        self.label, self.total = escape(label), total
+        self.done, self.bar, self.start = 0, None, time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.bar:
+            self.bar.__exit__(*error)
+
+    def advance(self, count):
+        self.done += count
+        if self.bar:
+            self.bar.update(count)
+        elif sys.stderr.isatty() and time.monotonic() - self.start >= BAR_AFTER:
+            self.bar = click.progressbar(
+                length=self.total, label=self.label, file=sys.stderr, width=0,
+            )  # fmt: skip
+            self.bar.__enter__()
+            self.bar.update(self.done)
+
+
+def is_fortran(array):
+    return array.flags.f_contiguous and not array.flags.c_contiguous
+
+
+def copy_array(source, name, replace):
+    fortran = is_fortran(source)
+    order = "F" if fortran else "C"
+    with sharr.build(name, source.shape, source.dtype, order=order, replace=replace) as target:
+        if fortran:
+            source, target = source.T, target.T
+        source, target = source.reshape(-1), target.reshape(-1)
+        step = max(CHUNK // max(source.itemsize, 1), 1)
+        with Progress(name, source.nbytes) as progress:
+            for start in range(0, source.size, step):
+                part = source[start : start + step]
+                target[start : start + step] = part
+                progress.advance(part.nbytes)
+
+
+def copy_stream(stream, name, replace):
+    import numpy as np
+
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError("NPY {}.{} is read from a file, not from a pipe".format(*version))
+    shape, fortran, dtype = readers[version](stream)
+    order = "F" if fortran else "C"
+    with sharr.build(name, shape, dtype, order=order, replace=replace) as target:
+        if target.nbytes == 0:
+            return
+        data = (target.T if fortran else target).reshape(-1).view("u1")
+        done = 0
+        with Progress(name, data.nbytes) as progress:
+            while done < data.nbytes:
+                count = stream.readinto(data[done : done + CHUNK])
+                if not count:
+                    raise ValueError(f"truncated: {done} of {data.nbytes} bytes of data")
+                done += count
+                progress.advance(count)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE.npy", type=click.Path(allow_dash=True))
+@name_argument
+@force_option
+def put(file, name, force):
+    """Make an array of an NPY file.
+
+    FILE.npy is - for the standard input.
+    """
+    name = full(name)
+    if file == "-" or (os.path.exists(file) and not os.path.isfile(file)):
+        with telling_new(name):
+            try:
+                if file == "-":
+                    copy_stream(sys.stdin.buffer, name, force)
+                else:
+                    with open(file, "rb") as stream:
+                        copy_stream(stream, name, force)
+            except ValueError as error:
+                if isinstance(error, OSError):
+                    raise
+                raise Failure(file, str(error)) from error
+        return
+    try:
+        source = sharr.attach(os.path.abspath(file), "r")
+    except OSError as error:
+        raise Failure(file, error.strerror) from error
+    with telling_new(name):
+        copy_array(source, name, force)
+
+
+class Writer:
+    """A stream that advances a bar. It is no file object, so NumPy writes through it in parts."""
+
+    def __init__(self, stream, progress):
+        self.stream, self.progress = stream, progress
+
+    def write(self, data):
+        self.stream.write(data)
+        self.progress.advance(len(data))
+
+
+@contextlib.contextmanager
+def whole_file(file, force):
+    """A stream that becomes `file` when the block ends, or nothing if it raises."""
+    file = os.path.realpath(file)
+    if os.path.lexists(file) and not os.path.isfile(file):  # a pipe or a device: not to be replaced
+        with open(file, "wb") as stream:
+            yield stream
+        return
+    if os.path.lexists(file) and not force:
+        raise FileExistsError(errno.EEXIST, "File exists" + REPLACES, file)
+    part = os.path.join(os.path.dirname(file), f".{os.getpid()}.sharr-part")
+    with open(part, "xb") as stream:
+        try:
+            yield stream
+            stream.close()
+            os.rename(part, file)
+        except BaseException:
+            os.unlink(part)
+            raise
+
+
+@cli.command()
+@name_argument
+@click.argument("file", metavar="FILE.npy", type=click.Path(allow_dash=True))
+@force_option
+def get(name, file, force):
+    """Write an array to an NPY file.
+
+    The file appears when it is whole. FILE.npy is - for the standard output, or a directory, where
+    the file gets the name of the array.
+    """
+    import warnings
+
+    import numpy as np
+
+    name = full(name)
+    with telling(name):
+        array = sharr.attach(name, "r")
+    if os.path.isdir(file):
+        base = os.path.basename(path_of(name))
+        file = os.path.join(file, base if base.endswith(".npy") else base + ".npy")
+    if file == "-" and sys.stdout.isatty():
+        raise Failure(name, "the standard output is a terminal, which cannot take an NPY file")
+    warnings.simplefilter("ignore")  # NumPy's about NPY 2.0 and 3.0
+    try:
+        opened = contextlib.nullcontext(sys.stdout.buffer)
+        with opened if file == "-" else whole_file(file, force) as stream:
+            with Progress(name, array.nbytes) as progress:
+                np.lib.format.write_array(Writer(stream, progress), array, allow_pickle=False)
+    except OSError as error:
+        raise Failure(file, error.strerror) from error
+
+
+@cli.command()
+@name_argument
+@new_name_argument
+@force_option
+def cp(name, new_name, force):
+    """Copy an array."""
+    name, new_name = full(name), full(new_name)
+    with telling(name):
+        source = sharr.attach(name, "r")
+    with telling_new(new_name):
+        copy_array(source, new_name, force)
+
+
+@cli.command()
+@name_argument
+@new_name_argument
+@force_option
+def mv(name, new_name, force):
+    """Give an array another name.
+
+    To another file system it is copied.
+    """
+    name, new_name = full(name), full(new_name)
+    with telling(name):
+        source = sharr.attach(name, "r")
+    with telling_new(new_name):
+        try:
+            sharr.rename(name, new_name, replace=force)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+    with telling_new(new_name):
+        copy_array(source, new_name, force)
+    with telling(name):
+        sharr.delete(name)
+
+
+@cli.command()
+@names_argument
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and do not mind what is missing.")
+@click.option("-r", "--recursive", is_flag=True, help="Remove namespaces and what is in them.")
+def rm(names, force, recursive):
+    """Remove arrays.
+
+    Who has one attached keeps it. A NAME may be a pattern in quotes: more than one array is
+    removed after a question only, or with -f.
+    """
+    matches = {}
+    plain = []
+
+    def look(name):
+        if is_pattern(name):
+            found = matching(name) if force else matching_some(name)
+            matches.update((info.name, info) for info in found)
+        elif recursive and not short(uri(name)).strip("/"):
+            matches.update((info.name, info) for info in sharr.list(full(name)))
+        else:
+            plain.append(name)
+
+    def remove(name):
+        if recursive and os.path.isdir(path_of(name)):
+            return sharr.delete_all(full(name))
+        try:
+            sharr.delete(full(name), missing_ok=force)
+        except IsADirectoryError as error:
+            raise Failure(name, "is a namespace, -r removes it") from error
+
+    status = each(names, look)
+    status |= each(plain, remove)
+    if len(matches) > 1 and not force and not confirm(list(matches)):
+        return 1
+    return status | each(matches, lambda name: sharr.delete(name, missing_ok=True))
+
+
+def confirm(found):
+    if not sys.stdin.isatty():
+        complain("rm", f"{len(found)} arrays match, and nobody is there to ask: use -f")
+        return False
+    for name in found[:10]:
+        print(" ", escape(short(name)), file=sys.stderr)
+    if len(found) > 10:
+        print(f"  and {len(found) - 10} more", file=sys.stderr)
+    return click.confirm(f"remove {len(found)} arrays?", err=True)
+
+
+# New arrays
+
+
+def bad(parameter, message):
+    return click.BadParameter(escape(message, False), param_hint=parameter)
+
+
+def parse_shape(context, parameter, text):
+    """A shape as people write it: 3,4 or 3x4 or (3, 4) or 5; () or nothing for a single element."""
+    parts = text.strip().removeprefix("(").removesuffix(")").replace("x", ",").split(",")
+    if not parts[-1].strip():
+        parts.pop()
+    if not all(part.strip().isdecimal() for part in parts):
+        raise bad("--shape", f"{text}: write it like 3,4")
+    return tuple(map(int, parts))
+
+
+def parse_dtype(context, parameter, text):
+    import ast
+
+    import numpy as np
+
+    try:
+        return np.dtype(ast.literal_eval(text) if text.startswith(("[", "{")) else text)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise bad("--dtype", f"{text}: no dtype; write it like f4, int64, u1, M8[ns]") from error
+
+
+def parse_fill(text, dtype):
+    import numpy as np
+
+    try:
+        if dtype.kind == "b":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if dtype.kind in "iu":
+            number = int(text, 0)
+            if not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+                raise ValueError
+            return number
+        if dtype.kind in "fc":
+            return (complex if dtype.kind == "c" else dtype.type)(text)
+        if dtype.kind in "SUMm":
+            return np.array(text).astype(dtype)
+    except (KeyError, ValueError):
+        pass
+    raise bad("--fill", f"{text}: no value for {dtype}")
+
+
+@cli.command()
+@name_argument
+@click.option("--shape", required=True, callback=parse_shape, help="Like 3,4 or 1000.")
+@click.option("--dtype", default="f8", show_default=True, callback=parse_dtype, help="Like f4.")
+@click.option("--order", type=click.Choice("CF"), default="C", show_default=True)
+@click.option("--fill", metavar="VALUE", help="The value of all elements.  [default: zero]")
+@click.option("--sparse", is_flag=True, help="Take memory when it is written, not now.")
+def new(name, shape, dtype, order, fill, sparse):
+    """Make an array."""
+    if sparse and fill is not None:
+        raise click.UsageError("--sparse is not for an array that --fill writes")
+    name = full(name)
+    value = None if fill is None else parse_fill(fill, dtype)
+    with telling_new(name, hint=""):
+        if value is None:
+            sharr.create(name, shape, dtype, order=order, reserve=not sparse)
+        else:
+            with sharr.build(name, shape, dtype, order=order) as array:
+                array[...] = value
+
+
+# Looking at elements
+
+
+def parse_slice(text):
+    """The index that Python would make of what stands between brackets; nothing is evaluated."""
+    import ast
+
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+
+    def number(node):
+        sign = 1
+        while isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            sign = -sign if isinstance(node.op, ast.USub) else sign
+            node = node.operand
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return sign * node.value
+        raise ValueError
+
+    def index(node):
+        if isinstance(node, ast.Slice):
+            ends = (node.lower, node.upper, node.step)
+            return slice(*(None if end is None else number(end) for end in ends))
+        if isinstance(node, ast.Constant) and (
+            node.value in (None, ...) or isinstance(node.value, str)
+        ):
+            return node.value
+        return number(node)
+
+    try:
+        tree = ast.parse(f"a[{text}]", mode="eval").body
+        if not isinstance(tree, ast.Subscript) or not isinstance(tree.value, ast.Name):
+            raise ValueError
+        if isinstance(tree.slice, ast.Tuple):
+            return tuple(map(index, tree.slice.elts))
+        return index(tree.slice)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise bad("SLICE", f"{text}: write it like 0, :5, ::2") from error
+
+
+def nested(value, convert):
+    if isinstance(value, list):
+        return [nested(element, convert) for element in value]
+    return convert(value)
+
+
+def json_number(number):
+    """JSON has no NaN and no infinities: they become the strings that float() takes."""
+    if number != number:
+        return "NaN"
+    if number in (float("inf"), float("-inf")):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number
+
+
+def json_elements(array):
+    import numpy as np
+
+    dtype = array.dtype
+    if dtype.names is not None:
+        if array.ndim:
+            return [json_elements(np.asarray(element)) for element in array]
+        return {field: json_elements(np.asarray(array[field])) for field in dtype.names}
+    if dtype.kind == "f":
+        return nested(array.astype("f8").tolist(), json_number)
+    if dtype.kind == "c":
+        return nested(
+            array.astype("c16").tolist(), lambda z: [json_number(z.real), json_number(z.imag)]
+        )
+    if dtype.kind == "M":
+        return np.datetime_as_string(array).tolist()
+    if dtype.kind == "m":
+        return array.astype("i8").tolist()
+    if dtype.kind == "S":
+        return nested(array.tolist(), lambda text: text.decode("utf8", "backslashreplace"))
+    if dtype.kind == "V":
+        return nested(array.tolist(), bytes.hex)
+    return array.tolist()
+
+
+@cli.command(cls=Show)
+@name_argument
+@click.argument("part", metavar="[SLICE]", default="...")
+@click.option("-a", "--all", "everything", is_flag=True, help="Print all elements of a large one.")
+@json_option
+@click.option("--image", is_flag=True, help="Draw 2-D, or 3-D with 3 or 4 channels, as a picture.")
+@click.option("--plot", is_flag=True, help="Draw 1-D, or the rows of 2-D, as lines.")
+@click.option(
+    "-o", "output", metavar="FILE.png", type=click.Path(), help="Draw to a file, not the terminal."
+)
+@click.option("--cmap", default="viridis", show_default=True, help="Matplotlib's colours for 2-D.")
+def show(name, part, everything, as_json, image, plot, output, cmap):
+    """Print or draw an array.
+
+    SLICE is what stands between brackets in Python: 0, or ':5, ::2' in quotes.
+    """
+    import numpy as np
+
+    if as_json + image + plot > 1:
+        raise click.UsageError("--json, --image and --plot exclude each other")
+    if output is not None and not (image or plot):
+        raise click.UsageError("-o is for --image and --plot")
+    index = parse_slice(part)
+    name = full(name)
+    with telling(name):
+        array = sharr.attach(name, "r")
+        try:
+            array = np.asarray(array[index])
+        except IndexError as error:
+            raise Failure(name, str(error)) from error
+        if as_json:
+            elements = json_elements(array)
+        elif image:
+            draw_image(name, array, output, cmap)
+        elif plot:
+            draw_plot(name, array, output)
+    if as_json:
+        description = {"name": uri(name), "dtype": str(array.dtype), "shape": array.shape}
+        print_json(description | {"data": elements}, indent=None)
+    elif not (image or plot):
+        if everything:
+            np.set_printoptions(threshold=sys.maxsize)
+        for line in str(array).split("\n"):
+            print(escape(line, False))
+
+
+def drawable(name, array):
+    """As native floats; what is not finite as NaN."""
+    import numpy as np
+
+    if array.dtype.kind not in "biuf":
+        raise Failure(name, f"{array.dtype} cannot be drawn, only real numbers")
+    if array.size == 0:
+        raise Failure(name, f"there is nothing to draw in the shape {array.shape}")
+    array = array.astype("f8")
+    array[~np.isfinite(array)] = np.nan
+    return array
+
+
+def limits(array):
+    import numpy as np
+
+    if np.isnan(array).all():
+        return 0.0, 0.0
+    return float(np.nanmin(array)), float(np.nanmax(array))
+
+
+def stride(length, most):
+    return max(-(-length // most), 1)
+
+
+def draw_image(name, array, output, cmap):
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.image import imsave
+
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise Failure(name, f"a picture is 2-D, or 3-D with 3 or 4 channels, not {array.shape}")
+    if cmap not in colormaps:
+        raise bad("--cmap", f"{cmap}: try viridis, gray, magma or coolwarm")
+    original = array
+    array = array[:: stride(array.shape[0], PIXELS), :: stride(array.shape[1], PIXELS)]
+    values = drawable(name, array)
+    low, high = limits(values)
+    if array.ndim == 2:
+        pixels = colormaps[cmap]((values - low) / ((high - low) or 1), bytes=True)
+    else:
+        if array.dtype == "u1":
+            low, high = 0, 255
+        elif array.dtype.kind == "b" or (array.dtype.kind == "f" and low >= 0 and high <= 1):
+            low, high = 0, 1
+        scaled = np.nan_to_num((values - low) / ((high - low) or 1))
+        pixels = np.rint(scaled * 255).astype("u1")
+    draw(
+        lambda file: imsave(file, pixels, format="png"),
+        output,
+        ["--scale", "max"],
+        f"{original.dtype} {original.shape}, {low:g} to {high:g}",
+    )
+
+
+def draw_plot(name, array, output):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > 10):
+        raise Failure(name, f"a plot is 1-D, or 2-D with up to 10 rows, not {array.shape}")
+    rows = array.reshape(-1, array.shape[-1]) if array.size else array
+    step = stride(array.shape[-1], POINTS)
+    values = drawable(name, rows[:, ::step] if array.size else rows)
+    places = range(0, array.shape[-1], step)
+    low, high = limits(values)
+    if output is not None:
+        figure = Figure(figsize=(8, 5), dpi=100)
+        axes = figure.add_subplot()
+        axes.grid(alpha=0.3)
+        axes.set_title(escape(name).replace("$", r"\$"))
+        thickness, mark = 1.2, "."
+    else:
+        columns, lines = shutil.get_terminal_size()
+        lines = max(min(lines - 3, columns // 3), 5)
+        figure = Figure(figsize=(columns * 8 / 100, lines * 16 / 100), dpi=100, facecolor="black")
+        axes = figure.add_axes((0, 0.02, 1, 0.96))
+        axes.axis("off")
+        # Bright and sharp, or else the dots of which chafa makes lines have gaps.
+        bright = ["#4fc3f7", "#ffb74d", "#81c784", "#e57373", "#ba68c8"]
+        axes.set_prop_cycle(color=bright if sys.stdout.isatty() else ["white"])
+        thickness, mark = 2.5, "s"
+    for number, row in enumerate(values):
+        axes.plot(
+            places, row, linewidth=thickness, marker=mark if len(row) == 1 else None,
+            antialiased=output is not None, label=f"row {number}",
+        )  # fmt: skip
+    if output is not None and len(values) > 1:
+        axes.legend()
+    canvas = FigureCanvasAgg(figure)
+    draw(
+        canvas.print_png,
+        output,
+        ["--symbols", "braille", "--fg-only", "--bg", "black"],
+        f"{array.dtype} {array.shape}, {low:g} to {high:g}",
+    )
+
+
+def draw(write, output, options, caption):
+    """Write a PNG to the output, or else have chafa draw it on the terminal."""
+    import tempfile
+
+    if output is not None:
+        try:
+            with whole_file(output, force=True) as stream:
+                write(stream)
+        except OSError as error:
+            raise Failure(output, error.strerror) from error
+        return
+    if shutil.which("chafa") is None:
+        raise Failure("chafa", "is missing: apt install chafa, or draw to a file with -o")
+    columns, lines = shutil.get_terminal_size()
+    if sys.stdout.isatty():
+        options = [*options, "--size", f"{columns}x{max(lines - 2, 4)}"]
+    else:
+        size = f"{columns}x{lines}"
+        options = [*options, "--format", "symbols", "--colors", "none", "--size", size]
+    with tempfile.TemporaryFile() as picture:
+        write(picture)
+        picture.seek(0)
+        sys.stdout.flush()
+        status = subprocess.run(["chafa", *options, "-"], stdin=picture).returncode
+    if status:
+        raise Failure("chafa", f"ended with status {status}")
+    print(style(caption, dim=True))
+
+
+# Memory and mounts
+
+
+@cli.command("stat", context_settings=HUMAN_TOO)
+@human_option
+@json_option
+def stat_command(human, as_json):
+    """Tell what /dev/shm holds and what is free.
+
+    Arrays are counted with the memory that they really take. Arrays that were removed but are
+    still attached somewhere count as others.
+    """
+    space = os.statvfs("/dev/shm")
+    total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+    used = (space.f_blocks - space.f_bfree) * space.f_frsize
+    files = {}
+    found = sharr.list()
+    for info in found:
+        with contextlib.suppress(OSError):
+            status = os.stat(path_of(info.name))
+            files[status.st_dev, status.st_ino] = status.st_blocks * 512
+    arrays = sum(files.values())
+    values = {
+        "total": total,
+        "arrays": arrays,
+        "others": max(used - arrays, 0),
+        "free": free,
+        "available": available_memory(),
+    }
+    if as_json:
+        print_json({"path": "/dev/shm", "count": len(found)} | values)
+        return
+    notes = {
+        "total": "of /dev/shm",
+        "arrays": f"in {len(found)} array{'s' * (len(found) != 1)}",
+        "others": "in other files and removed arrays",
+        "free": "in /dev/shm",
+        "available": "memory of the machine",
+    }
+    rows = [(key, size_text(value, human), notes[key]) for key, value in values.items()]
+    print_table(("", "SIZE", ""), rows, right=("SIZE",))
+
+
+def available_memory():
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def find_sharrfs():
+    here = os.path.dirname(os.path.realpath(sys.argv[0]))
+    beside = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    for directory in (here, os.path.join(beside, "bin")):
+        found = shutil.which("sharrfs", path=directory)
+        if found:
+            return found
+    return shutil.which("sharrfs") or "sharrfs"
+
+
+def run(*command):
+    """Run a program that tells of its errors itself."""
+    try:
+        return int(subprocess.run(command).returncode != 0)
+    except FileNotFoundError as error:
+        raise Failure(command[0], "the program is missing") from error
+
+
+@cli.command()
+@click.argument("places", metavar="[SOURCE] MOUNTPOINT", nargs=-1, type=click.Path())
+@click.option("-o", "options", metavar="OPTIONS", multiple=True, help="As of sharrfs and mount.")
+@json_option
+def mount(places, options, as_json):
+    """Show arrays as files in a directory.
+
+    SOURCE is shm:// if not given, a namespace, or a directory. Without any argument the mounts
+    that are there are listed.
+    """
+    if not places:
+        return list_mounts(as_json)
+    if as_json:
+        raise click.UsageError("--json is for the list of mounts")
+    if len(places) > 2:
+        raise click.UsageError("there is more than a SOURCE and a MOUNTPOINT")
+    source, point = places if len(places) == 2 else ("shm://", *places)
+    arguments = [argument for option in options for argument in ("-o", option)]
+    return run(find_sharrfs(), uri(source), os.path.abspath(point), *arguments)
+
+
+def list_mounts(as_json):
+    mounts = []
+    with open("/proc/self/mounts", errors="surrogateescape") as lines:
+        for line in lines:
+            source, point, kind, options = line.split(" ")[:4]
+            if kind == "fuse.sharrfs":
+                # The kernel writes white space and backslashes as three octal digits.
+                source, point = (
+                    os.fsdecode(text.encode("latin1", "surrogateescape").decode("unicode_escape")
+                                .encode("latin1"))
+                    if "\\" in text else text
+                    for text in (source, point)
+                )  # fmt: skip
+                mounts.append({"source": source, "mountpoint": point, "options": options})
+    if as_json:
+        print_json(mounts)
+    elif mounts:
+        rows = [(escape(m["source"]), escape(m["mountpoint"]), m["options"]) for m in mounts]
+        print_table(("SOURCE", "MOUNTPOINT", "OPTIONS"), rows)
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path())
+def umount(mountpoint):
+    """End a mount."""
+    point = os.path.abspath(mountpoint)
+    return run(*(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]), point)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+def completion(shell):
+    """Print what makes a shell complete.
+
+    For ~/.bashrc or ~/.zshrc: eval "$(sharr completion bash)", or zsh.
+    """
+    print({"bash": BASH, "zsh": ZSH}[shell], end="")
+
+
+def run_command(arguments):
+    try:
+        with cli.make_context("sharr", arguments) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        return 1
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "sharr"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        complain(path.partition(" ")[2], f"{message} (see {path} --help)")
+        return error.exit_code
+    except Failure as failure:
+        complain(failure.name, failure.message)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # the standard output's
+        name, message = reason("", error)
+        known = isinstance(error, ERRORS)
+        complain(name, message if known else f"{type(error).__name__}: {message}")
+    return 1
+
+
+def main(arguments=None):
+    """Run the command and return its exit status.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Those of the process if not given.
+
+    Returns
+    -------
+    int
+    """
+
+    def end(number, frame):
+        raise SystemExit(128 + number)  # by way of what removes half a file
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    if "_SHARR_COMPLETE" in os.environ:
+        print_completions(os.environ["_SHARR_COMPLETE"])
+        return 0
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = run_command(arguments or ["--help"])
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        complain("standard output", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
