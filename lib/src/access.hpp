@@ -25,8 +25,6 @@ struct NewArray::State {
 
   const Name name;
   const bool replace;
-  std::string header;
-  std::uint64_t nbytes = 0;
   std::optional<detail::Staging> staging;
   std::optional<Array> array;
 };

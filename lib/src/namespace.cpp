@@ -62,9 +62,10 @@ Temporary make_temporary(const Place& place, const Name& name) {
 }
 
 // Calls other(path, errnum) for whatever in a directory or below is no array that can be read and
-// no namespace; errnum is EACCES when it cannot be read, or ENOTEMPTY.
-template <class Other>
-void survey(int root, Other&& other) {
+// no namespace; errnum is EACCES when it cannot be read, or ENOTEMPTY. Calls entered(path, fd) for
+// each directory, which is "." first.
+template <class Other, class Entered>
+void survey(int root, Other&& other, Entered&& entered) {
   std::vector<std::string> left = {"."};
   while (!left.empty()) {
     std::string below = std::move(left.back());
@@ -78,6 +79,7 @@ void survey(int root, Other&& other) {
     }
     fd.release();
     const int at = dirfd(stream.get());
+    entered(below, at);
     while (const dirent* item = readdir(stream.get())) {
       const std::string name = item->d_name;
       if (name == "." || name == "..") continue;
@@ -97,20 +99,6 @@ void survey(int root, Other&& other) {
   }
 }
 
-// The directories in a directory, and itself.
-std::vector<std::string> namespaces(int root) {
-  std::vector<std::string> found = {"."};
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const std::string below = found[i];
-    const FileDescriptor at = open_beneath(root, below, O_RDONLY | O_DIRECTORY);
-    if (!at) continue;
-    for (const Entry& entry : scan(at.get(), "")) {
-      if (!entry.info) found.push_back(fmt::format("{}/{}", below, entry.name));
-    }
-  }
-  return found;
-}
-
 Name plain(const Name& directory) {
   if (directory.path() == detail::shm_directory) {
     throw ArgumentError(directory.given(), "all of /dev/shm is not a namespace");
@@ -125,7 +113,7 @@ struct NewNamespace::State {
 
   const Name given;
   const Name name;
-  std::vector<std::pair<std::string, std::unique_ptr<NewArray::State>>> arrays;
+  std::vector<std::pair<std::string, NewArray>> arrays;
 
   // Where the arrays are until then: under shm:// not in a namespace, which might go.
   Place staging_place() const {
@@ -165,11 +153,10 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
   if (name.size() > NAME_MAX) throw Error(ENAMETOOLONG, given);
   const auto same = [&](const auto& array) { return array.first == name; };
   if (std::ranges::any_of(state_->arrays, same)) throw Error(EEXIST, given);
-  auto array =
+  NewArray array(
       std::make_unique<NewArray::State>(Name(fmt::format("{}/{}", state_->given.uri(), leaf)),
-                                        shape, dtype, options, state_->staging_place());
-  Array taken = *std::move(array->array);
-  array->array.reset();
+                                        shape, dtype, options, state_->staging_place()));
+  Array taken = array.take();
   state_->arrays.emplace_back(name, std::move(array));
   return taken;
 }
@@ -194,8 +181,8 @@ void NewNamespace::publish() {
     for (auto& [leaf, array] : state_->arrays) {
       FileDescriptor at(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0));
       if (!at) detail::throw_errno(name);
-      array->staging->publish({.opened = std::move(at), .directory = ".", .file = leaf, .made = {}},
-                              false);
+      array.state_->staging->publish(
+          {.opened = std::move(at), .directory = ".", .file = leaf, .made = {}}, false);
     }
     // Of directories rename(2) replaces those that are empty only.
     if (renameat(place.at(), temporary.name.c_str(), place.at(), place.file.c_str()) != 0) {
@@ -219,9 +206,12 @@ std::vector<Array> attach_all(const Name& directory, Mode mode) {
     const FileDescriptor root = open_directory(detail::behind_mount(directory));
     std::vector<Array> arrays;
     const std::string prefix = detail::list_prefix(directory);
-    survey(root.get(), [&](const std::string& path, int errnum) {
-      if (errnum == EACCES) throw Error(EACCES, prefix + path);
-    });
+    survey(
+        root.get(),
+        [&](const std::string& path, int errnum) {
+          if (errnum == EACCES) throw Error(EACCES, prefix + path);
+        },
+        [](const std::string&, int) {});
     for (const Info& listed : detail::list(root, directory)) {
       const FileDescriptor fd = open_beneath(root.get(), listed.name.substr(prefix.size()), flags);
       if (!fd && errno == ENOENT) continue;
@@ -279,16 +269,20 @@ void remove_all(const Name& directory) {
       openat(place.at(), place.file.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
   if (!fd) detail::throw_errno(directory);
   const auto check = [&] {
-    survey(fd.get(), [&](const std::string& path, int errnum) {
-      throw Error(
-          errnum, directory.given(),
-          fmt::format("'{}' in it {}", path, errnum == EACCES ? "cannot be read" : "is no array"));
-    });
-    for (const std::string& path : namespaces(fd.get())) {
-      const FileDescriptor at = open_beneath(fd.get(), path, O_PATH | O_DIRECTORY);
-      if (at && faccessat(at.get(), ".", W_OK | X_OK, AT_EACCESS) != 0 && errno == EACCES) {
-        throw Error(EACCES, directory.given(), fmt::format("'{}' in it cannot be changed", path));
-      }
+    std::string fixed;
+    survey(
+        fd.get(),
+        [&](const std::string& path, int errnum) {
+          throw Error(errnum, directory.given(),
+                      fmt::format("'{}' in it {}", path,
+                                  errnum == EACCES ? "cannot be read" : "is no array"));
+        },
+        [&](const std::string& path, int at) {
+          if (!fixed.empty() || faccessat(at, ".", W_OK | X_OK, AT_EACCESS) == 0) return;
+          if (errno == EACCES) fixed = path == "." ? path : "./" + path;
+        });
+    if (!fixed.empty()) {
+      throw Error(EACCES, directory.given(), fmt::format("'{}' in it cannot be changed", fixed));
     }
   };
   check();

@@ -99,7 +99,10 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
     namespace_missing_ = true;
     place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
   }
-  if (size >= large && !replace && taken()) throw Error(EEXIST, name.given());
+  if (size >= large && !replace && !namespace_missing_ &&
+      faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+    throw Error(EEXIST, name.given());
+  }
   open(creation_mode);
   if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
     // Somebody has removed the empty namespace since.
@@ -108,11 +111,6 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
     open(creation_mode);
   }
   if (!file_) throw_failed(errno);
-}
-
-bool Staging::taken() const noexcept {
-  return !namespace_missing_ &&
-         faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 Staging::~Staging() {

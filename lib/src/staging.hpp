@@ -26,8 +26,6 @@ class Staging {
   int fd() const noexcept { return file_.get(); }
   // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal);
-  // Whether something has the name by now.
-  bool taken() const noexcept;
   // Gives the file its name. Throws Error EEXIST when there is one already; with replace whatever
   // has the name loses it, in one step.
   void publish(bool replace);

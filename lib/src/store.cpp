@@ -156,6 +156,8 @@ std::optional<mode_t> mode_of_array(const Name& name) {
 NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype,
                        const CreateOptions& options, std::optional<detail::Place> directory)
     : name(directory ? given : detail::behind_mount(given)), replace(options.replace) {
+  std::string header;
+  std::uint64_t nbytes = 0;
   try {
     nbytes = detail::data_size(shape, dtype.itemsize());
     header = detail::format_header(dtype, shape, options.order);

@@ -216,7 +216,7 @@ def _fill(array, source):
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    array, source = array.T.view(_np.ndarray).T, source.view(_np.ndarray)
+    array = array.view(_np.ndarray)
     if source.flags.fnc:
         array, source = array.T, source.T
     if source.flags.c_contiguous:

@@ -514,12 +514,8 @@ class Progress:
             self.bar.update(self.done)
 
 
-def is_fortran(array):
-    return array.flags.f_contiguous and not array.flags.c_contiguous
-
-
 def copy_array(source, name, replace):
-    fortran = is_fortran(source)
+    fortran = source.flags.fnc
     order = "F" if fortran else "C"
     with sharr.build(name, source.shape, source.dtype, order=order, replace=replace) as target:
         if fortran:

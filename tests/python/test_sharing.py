@@ -1,7 +1,9 @@
 """sharr.Array: as numpy.memmap is, and by reference wherever it is pickled."""
 
+import contextlib
 import copy
 import errno
+import itertools
 import os
 import pickle
 import pickletools
@@ -9,14 +11,37 @@ import signal
 import subprocess
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import sharr
-from conftest import PYTHON, SHM, in_small_shm, left_behind, needs_root, python, wait_until
+from conftest import (
+    PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, python, wait_until,
+)  # fmt: skip
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+@contextlib.contextmanager
+def meanwhile(step):
+    """Calls step(1), step(2), ... in another thread while the block runs, and raises what it does."""
+    stop = threading.Event()
+
+    def steps():
+        for number in itertools.count(1):
+            if stop.is_set():
+                return
+            step(number)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(steps)
+        try:
+            yield done
+        finally:
+            stop.set()
+    done.result()
 
 
 @pytest.fixture(params=["memmap", "Array"])
@@ -254,7 +279,7 @@ def test_another_user_who_may_not_see_the_array(name, public_build):
     os.chmod(SHM / name, 0o600)
     code = f"import pickle, sharr; pickle.loads({data!r})"
     done = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", PYTHON, "-c", code],
+        as_nobody(PYTHON, "-c", code),
         env={**os.environ, "PYTHONPATH": str(public_build / "python")}, text=True,
         capture_output=True,
     )  # fmt: skip
@@ -508,23 +533,14 @@ def test_replace(name):
 def test_replaced_all_the_time(name):
     """Who attaches gets the one or the other, whole; the name is never missing."""
     sharr.put(name, np.zeros(1000))
-    stop = threading.Event()
 
-    def replace():
-        value = 1
-        while not stop.is_set():
-            sharr.put(name, np.full(1000 + value % 7, value), replace=True)
-            value += 1
+    def replace(value):
+        sharr.put(name, np.full(1000 + value % 7, value), replace=True)
 
-    thread = threading.Thread(target=replace)
-    thread.start()
-    try:
+    with meanwhile(replace):
         for _ in range(2000):
             a = sharr.attach(name)
             assert (a == a[0]).all() and len(a) == 1000 + a[0] % 7
-    finally:
-        stop.set()
-        thread.join()
     assert left_behind() == [name]
 
 
@@ -764,38 +780,33 @@ def test_what_may_not_be_read_or_removed(name, public_build):
     os.chmod(SHM / name / "x", 0o600)
     os.chown(SHM / name, 65534, 65534)
 
-    def as_nobody(code):
+    def said(code):
         done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", PYTHON, "-c",
-             f"import sharr; sharr.{code}"],
+            as_nobody(PYTHON, "-c", f"import sharr; sharr.{code}"),
             env={**os.environ, "PYTHONPATH": str(public_build / "python")}, text=True,
             capture_output=True,
         )  # fmt: skip
         return done.stderr.splitlines()[-1]
 
-    assert "PermissionError" in as_nobody(f"attach_all({name!r}, 'r')")
-    assert "'x' in it cannot be read" in as_nobody(f"delete_all({name!r})")
+    assert "PermissionError" in said(f"attach_all({name!r}, 'r')")
+    assert "'x' in it cannot be read" in said(f"delete_all({name!r})")
     os.chmod(SHM / name / "x", 0o644)
-    assert "'./sub' in it cannot be changed" in as_nobody(f"delete_all({name!r})")
+    assert "'./sub' in it cannot be changed" in said(f"delete_all({name!r})")
     assert left_behind() == [name] and len(sharr.attach_all(name)) == 3
 
 
 def test_foreign_files_that_come_while_a_namespace_goes(name):
     """None of them is ever lost."""
-    stop = threading.Event()
 
-    def cycle():
-        while not stop.is_set():
-            try:
-                sharr.put_all(name, {"a": 1, "b": 2})
-                sharr.delete_all(name)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EAGAIN):
-                    raise
+    def cycle(_):
+        try:
+            sharr.put_all(name, {"a": 1, "b": 2})
+            sharr.delete_all(name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EAGAIN):
+                raise
 
-    thread = threading.Thread(target=cycle)
-    thread.start()
-    try:
+    with meanwhile(cycle):
         for i in range(500):
             try:
                 file = open(SHM / name / "notes", "x")
@@ -809,25 +820,17 @@ def test_foreign_files_that_come_while_a_namespace_goes(name):
                             os.unlink(SHM / entry / "notes")
                         except (FileNotFoundError, NotADirectoryError):
                             pass
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_put_into_a_namespace_that_is_deleted_all_the_time(name):
-    stop = threading.Event()
+    def delete(_):
+        try:
+            sharr.delete_all(f"{name}/v")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EAGAIN):
+                raise
 
-    def delete():
-        while not stop.is_set():
-            try:
-                sharr.delete_all(f"{name}/v")
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EAGAIN):
-                    raise
-
-    thread = threading.Thread(target=delete)
-    thread.start()
-    try:
+    with meanwhile(delete):
         for _ in range(300):
             try:
                 sharr.put(f"{name}/v/a", [1], replace=True)
@@ -837,26 +840,17 @@ def test_put_into_a_namespace_that_is_deleted_all_the_time(name):
                 sharr.put_all(f"{name}/v/p/ns", {"x": 1})
             except (FileNotFoundError, FileExistsError):
                 pass
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_namespaces_are_whole_at_every_moment(name):
     """Others see all of a namespace or none while it is put and deleted again and again."""
-    stop = threading.Event()
 
-    def cycle():
-        value = 0
-        while not stop.is_set():
-            sharr.put_all(name, {key: np.full(100, value) for key in "abcdef"})
-            sharr.delete_all(name)
-            value += 1
+    def cycle(value):
+        sharr.put_all(name, {key: np.full(100, value) for key in "abcdef"})
+        sharr.delete_all(name)
 
-    thread = threading.Thread(target=cycle)
-    thread.start()
     seen = 0
-    try:
+    with meanwhile(cycle):
         while seen < 300:
             try:
                 found = sharr.attach_all(name)
@@ -865,9 +859,6 @@ def test_namespaces_are_whole_at_every_moment(name):
             assert list(found) == list("abcdef")
             assert len({int(a[0]) for a in found.values()}) == 1
             seen += 1
-    finally:
-        stop.set()
-        thread.join()
     assert left_behind() == []
 
 

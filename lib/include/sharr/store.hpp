@@ -172,10 +172,10 @@ struct CreateOptions {
 // the umask. Under shm:// missing namespaces are made; a path's directory must exist. On a sharrfs
 // mount the array is made in the directory behind it, which this process must be able to reach.
 //
-// System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, linkat, close. Three
-// things add to them: a name in a namespace opens the directory first; an array of 64 MiB or more
-// first checks that the name and the memory are there, so that it fails at once; where there is no
-// O_TMPFILE a temporary name and renameat2 take its place.
+// System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, linkat, close.
+// Three things add to them: a name in a namespace opens the directory first; an array of 64 MiB or
+// more first checks that the name and the memory are there, so that it fails at once; where there
+// is no O_TMPFILE a temporary name and renameat2 take its place.
 //
 // Throws Error EEXIST (also with exist_ok, when the existing array differs), ENOSPC (memory is not
 // there; says what was needed and what is free), ENOENT, EACCES; ArgumentError EINVAL (name, a
