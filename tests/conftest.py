@@ -33,6 +33,9 @@ needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 def pytest_configure(config):
     # A shell starts what runs in its background with SIGINT ignored, which children would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # So does nohup with SIGHUP. Children have the default of what is handled here.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     if IS_ROOT and ctypes.CDLL(None, use_errno=True).unshare(0x00020000) == 0:  # CLONE_NEWNS
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 

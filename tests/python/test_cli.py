@@ -1,6 +1,7 @@
 """The command sharr: each of its commands as a user calls it."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -163,16 +164,31 @@ def test_a_full_disk_is_told(name):
     )
 
 
-def test_an_interrupt_is_silent(name):
-    # It waits for the header of an array that never comes.
+def waits_for_input(name, *command):
+    """A put that waits for the header of an array."""
     process = subprocess.Popen(
-        [SHARR, "put", "-", name], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, SHARR, "put", "-", name], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
     stack = pathlib.Path("/proc", str(process.pid), "wchan")
     wait_until(lambda: "pipe" in stack.read_text(), "reading")
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 130
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_silently(name, how):
+    process = waits_for_input(name)
+    process.send_signal(how)
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 128 + how
     assert not exists(name)
+
+
+def test_nohup(name):
+    process = waits_for_input(name, "nohup")
+    process.send_signal(signal.SIGHUP)
+    file = io.BytesIO()
+    np.save(file, np.arange(3))
+    process.communicate(file.getvalue(), timeout=60)
+    assert process.returncode == 0 and sharr.attach(name).tolist() == [0, 1, 2]
 
 
 # ls and info
