@@ -599,23 +599,50 @@ class Writer:
 
 @contextlib.contextmanager
 def whole_file(file, force):
-    """A stream that becomes `file` when the block ends, or nothing if it raises."""
-    file = os.path.realpath(file)
-    if os.path.lexists(file) and not os.path.isfile(file):  # a pipe or a device: not to be replaced
+    """A stream that becomes `file` when the block ends, or nothing if it raises or is killed."""
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe or a device: not to be replaced
         with open(file, "wb") as stream:
             yield stream
         return
-    if os.path.lexists(file) and not force:
-        raise FileExistsError(errno.EEXIST, "File exists" + REPLACES, file)
-    part = os.path.join(os.path.dirname(file), f".{os.getpid()}.sharr-part")
-    with open(part, "xb") as stream:
-        try:
+    taken = FileExistsError(errno.EEXIST, "File exists" + REPLACES, file)
+    target = os.path.realpath(file)
+    if os.path.lexists(target) and not force:
+        raise taken
+    directory = os.path.dirname(target)
+    part = os.path.join(directory, f".sharr-part-{os.urandom(8).hex()}")
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        nameless = True
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise type(error)(error.errno, error.strerror, file) from error
+        fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        nameless = False
+    try:
+        with open(fd, "wb") as stream:
             yield stream
-            stream.close()
-            os.rename(part, file)
-        except BaseException:
+            stream.flush()
+            if nameless:
+                # Of os.link only this form follows the symbolic link.
+                os.link(f"/proc/self/fd/{fd}", part if force else target, src_dir_fd=fd)
+        if force:
+            os.rename(part, target)
+        elif not nameless:
+            give_name(part, target)
+    except FileExistsError:
+        raise taken from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
+
+
+def give_name(part, target):
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
             raise
+        os.rename(part, target)  # a file system without links
 
 
 @cli.command()
@@ -685,6 +712,8 @@ def mv(name, new_name, force):
     with telling_new(new_name):
         copy_array(source, new_name, force)
     with telling(name):
+        if sharr.attach(name, "r").base._identity != source.base._identity:
+            raise Failure(name, "replaced while it was copied, so it stays")
         sharr.delete(name)
 
 
@@ -719,9 +748,9 @@ def rm(names, force, recursive):
             raise Failure(name, "is a namespace, -r removes it") from error
 
     status = each(names, look)
-    status |= each(plain, remove)
     if len(matches) > 1 and not force and not confirm(list(matches)):
         return 1
+    status |= each(plain, remove)
     return status | each(matches, lambda name: sharr.delete(name, missing_ok=True))
 
 
@@ -1149,20 +1178,22 @@ def mount(places, options, as_json):
     return run(find_sharrfs(), uri(source), os.path.abspath(point), *arguments)
 
 
-def list_mounts(as_json):
+def sharrfs_mounts():
     mounts = []
-    with open("/proc/self/mounts", errors="surrogateescape") as lines:
+    with open("/proc/self/mounts", "rb") as lines:
         for line in lines:
-            source, point, kind, options = line.split(" ")[:4]
+            # The kernel writes white space and backslashes as three octal digits.
+            source, point, kind, options = (
+                os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), field))
+                for field in line.split(b" ")[:4]
+            )
             if kind == "fuse.sharrfs":
-                # The kernel writes white space and backslashes as three octal digits.
-                source, point = (
-                    os.fsdecode(text.encode("latin1", "surrogateescape").decode("unicode_escape")
-                                .encode("latin1"))
-                    if "\\" in text else text
-                    for text in (source, point)
-                )  # fmt: skip
                 mounts.append({"source": source, "mountpoint": point, "options": options})
+    return mounts
+
+
+def list_mounts(as_json):
+    mounts = sharrfs_mounts()
     if as_json:
         print_json(mounts)
     elif mounts:
@@ -1174,7 +1205,9 @@ def list_mounts(as_json):
 @click.argument("mountpoint", type=click.Path())
 def umount(mountpoint):
     """End a mount."""
-    point = os.path.abspath(mountpoint)
+    point = os.path.realpath(mountpoint)
+    if point not in [mount["mountpoint"] for mount in sharrfs_mounts()]:
+        raise Failure(mountpoint, "no mount of sharrfs")
     return run(*(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]), point)
 
 
@@ -1217,6 +1250,15 @@ def run_command(arguments):
     return 1
 
 
+def open_missing_streams():
+    """Have something where a standard stream was closed: no input, and an output that fails."""
+    for name, access, mode in (
+        ("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"),
+    ):  # fmt: skip
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, access), mode))
+
+
 def main(arguments=None):
     """Run the command and return its exit status.
 
@@ -1237,6 +1279,7 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) leaves it
         signal.signal(signal.SIGHUP, end)
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     if "_SHARR_COMPLETE" in os.environ:

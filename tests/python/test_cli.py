@@ -12,6 +12,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import textwrap
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_a_closed_pipe_is_silent(name):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stderr == "" and done.stdout.splitlines()[1] == str(128 + signal.SIGPIPE)
+
+
+@pytest.mark.parametrize("closed, told", [
+    ("<&-", ""), ("2>&-", ""), (">&-", "sharr: standard output: Bad file descriptor\n"),
+])  # fmt: skip
+def test_closed_streams(name, closed, told):
+    make(name, [1])
+    done = subprocess.run(
+        ["bash", "-c", f"{SHARR} ls {name} {closed}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (bool(told), told)
+    assert done.stdout == ("" if told else f"{name}\n")
 
 
 def test_a_full_disk_is_told(name):
@@ -706,6 +719,7 @@ def test_mount(name, tmp_path):
     options = ["-o", "ro", "-o", "direct_io"]
     assert prints("mount", name, point.name, *options, cwd=tmp_path, env=env) == ""
     try:
+        fails(1, "umount", point, env={"PATH": "/nonexistent"}, told="the program is missing")
         assert np.load(point / "a").tolist() == [1, 2]
         mounts = json.loads(prints("mount", "--json"))
         (ours,) = [one for one in mounts if one["mountpoint"] == str(point)]
@@ -714,11 +728,94 @@ def test_mount(name, tmp_path):
     finally:
         assert prints("umount", point.name, cwd=tmp_path) == ""
     assert os.listdir(point) == []
-    status, _, err = sharr_command("umount", point)
-    assert status != 0 and err.count("\n") == 1
+    fails(1, "umount", point, told="no mount of sharrfs")
     status, _, err = sharr_command("mount", name, tmp_path / "no", env=env)
     assert status != 0 and err.count("\n") == 1
-    fails(1, "umount", point, env={"PATH": "/nonexistent"}, told="the program is missing")
+
+
+def test_mountpoints_that_are_hard_to_write(tmp_path):
+    point = tmp_path / "a b\\日"
+    point.mkdir()
+    env = {"PYTHONIOENCODING": "utf-8"}
+    prints("mount", "shm://", point)
+    try:
+        points = [mount["mountpoint"] for mount in json.loads(prints("mount", "--json", env=env))]
+        assert str(point) in points
+    finally:
+        prints("umount", point)
+
+
+@needs_root
+def test_only_our_mounts_are_ended(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    (tmp_path / "a").touch()
+    fails(1, "umount", tmp_path, told="no mount of sharrfs")
+    assert (tmp_path / "a").exists()
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+# What others do meanwhile
+
+
+def meddled(function, step, *args):
+    """Run the command in a Python where `step` follows each call of the function."""
+    code = f"""
+        import os, sys, sharr, numpy as np
+        from sharr import cli
+        function = {function}
+        def meddled(*args, **kwargs):
+            result = function(*args, **kwargs)
+            {step}
+            return result
+        {function} = meddled
+        sys.exit(cli.main())
+    """
+    return (PYTHON, "-c", textwrap.dedent(code), *args)
+
+
+def test_mv_keeps_what_replaced_its_source(name, tmp_path):
+    make(name, [1, 2])
+    step = f"sharr.put({name!r}, [3], replace=True)"
+    command = meddled("cli.copy_array", step)
+    env = {"PYTHONPATH": str(BUILD / "python")}
+    fails(1, "mv", name, tmp_path / "a.npy", command=command, env=env, told="replaced while")
+    assert sharr.attach(name).tolist() == [3] and np.load(tmp_path / "a.npy").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_get_keeps_a_file_that_came_meanwhile(name, tmp_path, nameless):
+    make(name, [1, 2])
+    step = "open('a.npy', 'w').write('precious')"
+    if not nameless:
+        step += "; os.O_TMPFILE = os.O_DIRECTORY"  # as a system without it takes the flag
+    command = meddled("np.lib.format.write_array", step)
+    env = {"PYTHONPATH": str(BUILD / "python")}
+    fails(1, "get", name, "a.npy", command=command, env=env, cwd=tmp_path, told="File exists")
+    assert (tmp_path / "a.npy").read_text() == "precious" and os.listdir(tmp_path) == ["a.npy"]
+
+
+def test_get_that_is_killed_leaves_nothing(name, tmp_path):
+    make(name, np.zeros(1000))
+    process = subprocess.Popen(
+        [*meddled("np.lib.format.write_array", "os.kill(os.getpid(), 9)"), "get", name, "a.npy"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(BUILD / "python")}, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.wait(60) == -9 and os.listdir(tmp_path) == []
+
+
+def test_get_to_what_is_no_file(name):
+    make(name, [1, 2])
+    for target in ("/dev/stdout", ">(cat)"):
+        done = subprocess.run(["bash", "-c", f"{SHARR} get {name} {target} | cat; wait"],
+                              stdout=subprocess.PIPE, check=True)  # fmt: skip
+        assert done.stdout.startswith(b"\x93NUMPY")
+
+
+def test_rm_asks_before_it_removes_anything(name):
+    for letter in "abc":
+        make(f"{name}-{letter}", [1])
+    status, text = on_terminal("rm", f"{name}-a", f"{name}-[bc]", answer=b"n\n")
+    assert status == 1 and "remove 2 arrays?" in text and exists(f"{name}-a")
 
 
 # Completion
