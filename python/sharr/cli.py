@@ -805,10 +805,20 @@ def parse_fill(text, dtype):
                 raise ValueError
             return number
         if dtype.kind in "fc":
-            return (complex if dtype.kind == "c" else dtype.type)(text)
+            with np.errstate(over="ignore"):
+                number = dtype.type((complex if dtype.kind == "c" else np.longdouble)(text))
+            if np.isinf(number) and "inf" not in text.lower():
+                raise ValueError
+            return number
+        if dtype.kind in "Mm" and text == "NaT":
+            return np.array(text, dtype)
         if dtype.kind in "SUMm":
-            return np.array(text).astype(dtype)
-    except (KeyError, ValueError):
+            value = np.array(text).astype(dtype)
+            exact = np.array(int(text), "i8") if dtype.kind == "m" else np.array(text, dtype.kind)
+            if value.astype(exact.dtype) != exact:
+                raise ValueError
+            return value
+    except (KeyError, ValueError, OverflowError):
         pass
     raise bad("--fill", f"{text}: no value for {dtype}")
 
@@ -974,12 +984,18 @@ def drawable(name, array):
     return array
 
 
-def limits(array):
+def limits(name, array):
+    """The least and the greatest of all numbers that there are, in parts for the memory's sake."""
     import numpy as np
 
-    if np.isnan(array).all():
-        return 0.0, 0.0
-    return float(np.nanmin(array)), float(np.nanmax(array))
+    lows, highs = [], []
+    step = max(CHUNK // max(array[:1].nbytes, 1), 1)
+    for start in range(0, len(array), step):
+        values = drawable(name, array[start : start + step])
+        if not np.isnan(values).all():
+            lows.append(np.nanmin(values))
+            highs.append(np.nanmax(values))
+    return float(min(lows, default=0)), float(max(highs, default=0))
 
 
 def stride(length, most):
@@ -998,7 +1014,7 @@ def draw_image(name, array, output, cmap):
     original = array
     array = array[:: stride(array.shape[0], PIXELS), :: stride(array.shape[1], PIXELS)]
     values = drawable(name, array)
-    low, high = limits(values)
+    low, high = limits(name, original)
     if array.ndim == 2:
         pixels = colormaps[cmap]((values - low) / ((high - low) or 1), bytes=True)
     else:
@@ -1017,16 +1033,21 @@ def draw_image(name, array, output, cmap):
 
 
 def draw_plot(name, array, output):
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > 10):
         raise Failure(name, f"a plot is 1-D, or 2-D with up to 10 rows, not {array.shape}")
     rows = array.reshape(-1, array.shape[-1]) if array.size else array
-    step = stride(array.shape[-1], POINTS)
-    values = drawable(name, rows[:, ::step] if array.size else rows)
-    places = range(0, array.shape[-1], step)
-    low, high = limits(values)
+    low, high = limits(name, rows.T)
+    places = np.arange(array.shape[-1])
+    step = stride(len(places), POINTS)
+    if step > 1:  # the least and the greatest of each step, so that no peak is lost
+        starts = places[::step]
+        ends = [bound.reduceat(rows, starts, axis=1) for bound in (np.fmin, np.fmax)]
+        rows, places = np.stack(ends, axis=2).reshape(len(rows), -1), starts.repeat(2)
+    values = drawable(name, rows)
     if output is not None:
         figure = Figure(figsize=(8, 5), dpi=100)
         axes = figure.add_subplot()

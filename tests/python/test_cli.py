@@ -754,6 +754,33 @@ def test_only_our_mounts_are_ended(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
+@pytest.mark.parametrize("dtype, fill", [
+    ("M8[ns]", "3000-01-01"), ("M8[D]", "2020-01-01T12"), ("m8[s]", "99999999999999999999"),
+    ("U3", "abcdef"), ("S2", "abcdef"), ("S2", "é"), ("f2", "1e10"), ("f4", "1e300"),
+    ("c8", "1e300"),
+])  # fmt: skip
+def test_a_fill_that_would_be_another_value(name, dtype, fill):
+    fails(2, "new", name, "--shape", "2", "--dtype", dtype, "--fill", fill, told="no value for")
+    assert not exists(name)
+
+
+@pytest.mark.parametrize("dtype, fill", [
+    ("M8[D]", "NaT"), ("m8[s]", "NaT"), ("m8[s]", "-5"), ("M8[ns]", "2020-01-01"), ("U3", "é"),
+    ("S2", "ab"), ("f4", "0.1"), ("f4", "-inf"), ("c8", "1+2j"), ("f16", "1e4000"),
+])  # fmt: skip
+def test_fills(name, dtype, fill):
+    prints("new", name, "--shape", "2", "--dtype", dtype, "--fill", fill)
+    wanted = np.array([fill] * 2).astype(dtype) if dtype != "f16" else [np.longdouble(fill)] * 2
+    np.testing.assert_array_equal(sharr.attach(name), wanted)
+
+
+@needs_drawing
+@pytest.mark.parametrize("option, shape", [("--plot", (1_000_001,)), ("--image", (5000, 2000))])
+def test_a_drawing_knows_the_extremes(name, option, shape):
+    sharr.create(name, shape, "u1")[(1,) * len(shape)] = 99
+    assert "0 to 99" in prints("show", option, name).splitlines()[-1]
+
+
 # What others do meanwhile
 
 
