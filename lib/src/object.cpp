@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <memory>
+#include <utility>
 
 #include "literal.hpp"
 #include "npy.hpp"
@@ -132,11 +133,9 @@ namespace {
 
 // What read says, with its errors as read_info() promises them.
 template <class Read>
-Info named(std::string_view uri, Read&& read) {
+auto reading(std::string_view uri, Read&& read) {
   try {
-    Info info = read();
-    info.name = uri;
-    return info;
+    return read();
   } catch (const detail::ParseError& error) {
     throw FormatError(uri, std::string("not an array: ") + error.what());
   } catch (const ArgumentError& error) {
@@ -144,7 +143,33 @@ Info named(std::string_view uri, Read&& read) {
   }
 }
 
+template <class Read>
+Info named(std::string_view uri, Read&& read) {
+  Info info = reading(uri, std::forward<Read>(read));
+  info.name = uri;
+  return info;
+}
+
 }  // namespace
+
+std::size_t header_size(std::string_view head, std::string_view uri) {
+  return reading(uri, [&] {
+    const std::size_t size = detail::header_size(head);
+    if (size <= head.size()) throw FormatError(uri, "not an array: not an NPY file");
+    return size;
+  });
+}
+
+Info parse_header(std::string_view head, std::string_view uri) {
+  if (header_size(head.substr(0, 12), uri) != head.size()) {
+    throw FormatError(uri, "truncated: no whole header");
+  }
+  return named(uri, [&] { return detail::parse_header(head); });
+}
+
+std::string format_header(const Info& info) {
+  return detail::format_header(info.dtype, info.shape, info.order);
+}
 
 Info read_info(int fd, const struct stat& st, std::string_view uri) {
   return named(uri, [&] { return read(fd, static_cast<std::uint64_t>(st.st_size), uri); });

@@ -310,12 +310,14 @@ Array attach(const Name& name, Mode mode) {
   return ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), name.given());
 }
 
-Info info(const Name& name) {
-  const FileDescriptor fd = detail::open_file(name, O_RDONLY);
+OpenArray open_array(const Name& name) {
+  FileDescriptor fd = detail::open_file(name, O_RDONLY);
   Info info = read_info(fd.get(), detail::stat_file(fd.get(), name.given()).st, name.given());
   info.name = name.uri();
-  return info;
+  return {std::move(fd), std::move(info)};
 }
+
+Info info(const Name& name) { return open_array(name).info; }
 
 void remove(const Name& name) {
   info(name);

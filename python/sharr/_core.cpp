@@ -13,6 +13,7 @@
 #include <cmath>
 #include <filesystem>
 #include <optional>
+#include <sharr/object.hpp>
 #include <sharr/store.hpp>
 #include <string>
 #include <string_view>
@@ -552,6 +553,17 @@ sharr::Info info(const py::object& name) {
   return sharr::info(parsed);
 }
 
+// A descriptor, which is the caller's to close, and what it is of.
+py::tuple open_array(const py::object& name) {
+  const sharr::Name parsed = name_of(name);
+  sharr::OpenArray opened = [&] {
+    const py::gil_scoped_release release;
+    return sharr::open_array(parsed);
+  }();
+  const py::object info = py::cast(std::move(opened.info));
+  return py::make_tuple(opened.fd.release(), info);
+}
+
 std::vector<sharr::Info> list(const py::object& where) {
   const sharr::Name parsed = name_of(where, true);
   const py::gil_scoped_release release;
@@ -676,6 +688,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("remove", &remove_array);
   m.def("info", &info);
   m.def("list", &list);
+  m.def("open_array", &open_array);
+  m.def("header_size", [](const py::bytes& head) { return sharr::header_size(head, ""); });
+  m.def("parse_header", [](const py::bytes& head) { return sharr::parse_header(head, ""); });
+  m.def("format_header",
+        [](const sharr::Info& self) { return py::bytes(sharr::format_header(self)); });
   m.def("mapping", [](const py::array& array) { return py::cast(mapping_of(array.ptr())); });
   m.def("plain", [](const py::object& result) {
     return py::reinterpret_steal<py::object>(plain(Py_NewRef(result.ptr())));

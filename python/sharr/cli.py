@@ -8,6 +8,8 @@ import contextlib
 import errno
 import fnmatch
 import json
+import math
+import mmap
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ import unicodedata
 
 import click
 import sharr
+from sharr import _core
 
 VERSION = "0.1.0"
 CHUNK = 16 << 20  # bytes that are copied between two looks at the progress bar
@@ -166,11 +169,23 @@ def is_pattern(name):
 
 
 def matching(pattern):
-    scheme, _, wanted = uri(pattern).partition("://")
-    where = "shm://"
-    if scheme == "file":
-        where = "file://" + (wanted[: GLOB.search(wanted).start()].rpartition("/")[0] or "/")
-    return [info for info in sharr.list(where) if fnmatch.fnmatchcase(short(info.name), wanted)]
+    scheme, separator, text = pattern.rpartition("://")
+    # What comes before the pattern is a directory, which may have brackets in its name.
+    head, slash, _ = text[: GLOB.search(text).start()].rpartition("/")
+    where = scheme + separator + head + slash
+    if uri(where).startswith("file://"):
+        where = os.path.abspath(path_of(where))
+    wanted = text[len(head + slash) :]
+    base = short(uri(where)).rstrip("/") + "/" if head + slash else ""
+    try:
+        found = sharr.list(where or "shm://")
+    except OSError as error:
+        raise Failure(pattern, error.strerror) from error
+    return [
+        info
+        for info in found
+        if fnmatch.fnmatchcase(short(info.name).removeprefix(base), wanted)
+    ]
 
 
 def matching_some(pattern):
@@ -317,11 +332,15 @@ class Show(click.Command):
     def parse_args(self, context, args):
         """Let a SLICE begin with a minus sign and a digit, as no option does."""
         end = args.index("--") if "--" in args else len(args)
-        args = [
-            " " + arg if number < end and arg[:1] == "-" and arg[1:2].isdigit() else arg
+        hidden = [  # by what no argument has
+            "\0" + arg if number < end and arg[:1] == "-" and arg[1:2].isdigit() else arg
             for number, arg in enumerate(args)
         ]
-        return super().parse_args(context, args)
+        rest = super().parse_args(context, hidden)
+        for key, value in context.params.items():
+            if isinstance(value, str):
+                context.params[key] = value.removeprefix("\0")
+        return rest
 
 
 @click.group(
@@ -514,49 +533,49 @@ class Progress:
             self.bar.update(self.done)
 
 
-def copy_array(source, name, replace):
-    fortran = source.flags.fnc
-    order = "F" if fortran else "C"
-    with sharr.build(name, source.shape, source.dtype, order=order, replace=replace) as target:
-        if fortran:
-            source, target = source.T, target.T
-        source, target = source.reshape(-1), target.reshape(-1)
-        step = max(CHUNK // max(source.itemsize, 1), 1)
-        with Progress(name, source.nbytes) as progress:
-            for start in range(0, source.size, step):
-                part = source[start : start + step]
-                target[start : start + step] = part
-                progress.advance(part.nbytes)
+def opened(name):
+    """What an array is, and a stream of its data.
+
+    Not mapped, because to read a hole through a mapping takes memory, and kills where none is left.
+    """
+    fd, info = _core.open_array(full(name))
+    stream = open(fd, "rb", buffering=0)
+    stream.seek(info.offset)
+    return info, stream
 
 
-def copy_stream(stream, name, replace):
-    import numpy as np
+def read_header(stream):
+    """The same of an NPY file that comes through a pipe."""
+    head = stream.read(12)
+    return _core.parse_header(head + stream.read(_core.header_size(head) - len(head))), stream
 
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    version = np.lib.format.read_magic(stream)
-    if version not in readers:
-        raise ValueError("NPY {}.{} is read from a file, not from a pipe".format(*version))
-    shape, fortran, dtype = readers[version](stream)
-    order = "F" if fortran else "C"
-    with sharr.build(name, shape, dtype, order=order, replace=replace) as target:
-        if target.nbytes == 0:
-            return
-        data = (target.T if fortran else target).reshape(-1).view("u1")
-        done = 0
-        with Progress(name, data.nbytes) as progress:
-            while done < data.nbytes:
-                count = stream.readinto(data[done : done + CHUNK])
-                if not count:
-                    raise ValueError(f"truncated: {done} of {data.nbytes} bytes of data")
-                done += count
-                progress.advance(count)
+
+def read_data(source, info, stream, label, buffer):
+    """Read all data into the buffer, or in parts if it is smaller; yield what came each time."""
+    done, step = 0, min(CHUNK, len(buffer))
+    with Progress(label, info.nbytes) as progress:
+        while done < info.nbytes:
+            at = done if len(buffer) == info.nbytes else 0
+            view = buffer[at : at + min(step, info.nbytes - done)]
+            count = stream.readinto(view)
+            if not count:
+                raise Failure(source, f"truncated: {done} of {info.nbytes} bytes of data")
+            yield view[:count]
+            done += count
+            progress.advance(count)
+
+
+def copy(source, info, stream, new_name, replace):
+    build = sharr.build(full(new_name), info.shape, info.dtype, order=info.order, replace=replace)
+    with telling_new(new_name), build as array:
+        if info.nbytes:
+            data = memoryview((array.T if info.order == "F" else array).reshape(-1).view("u1"))
+            for _ in read_data(source, info, stream, new_name, data):
+                pass
 
 
 @cli.command()
-@click.argument("file", metavar="FILE.npy", type=click.Path(allow_dash=True))
+@click.argument("file", metavar="FILE.npy", type=click.Path(allow_dash=True, readable=False))
 @name_argument
 @force_option
 def put(file, name, force):
@@ -564,37 +583,17 @@ def put(file, name, force):
 
     FILE.npy is - for the standard input.
     """
-    name = full(name)
-    if file == "-" or (os.path.exists(file) and not os.path.isfile(file)):
-        with telling_new(name):
-            try:
-                if file == "-":
-                    copy_stream(sys.stdin.buffer, name, force)
-                else:
-                    with open(file, "rb") as stream:
-                        copy_stream(stream, name, force)
-            except ValueError as error:
-                if isinstance(error, OSError):
-                    raise
-                raise Failure(file, str(error)) from error
-        return
     try:
-        source = sharr.attach(os.path.abspath(file), "r")
+        if file == "-":
+            info, stream = read_header(sys.stdin.buffer)
+        elif os.path.exists(file) and not os.path.isfile(file):
+            info, stream = read_header(open(file, "rb"))
+        else:
+            info, stream = opened(os.path.abspath(file))
     except OSError as error:
         raise Failure(file, error.strerror) from error
-    with telling_new(name):
-        copy_array(source, name, force)
-
-
-class Writer:
-    """A stream that advances a bar. It is no file object, so NumPy writes through it in parts."""
-
-    def __init__(self, stream, progress):
-        self.stream, self.progress = stream, progress
-
-    def write(self, data):
-        self.stream.write(data)
-        self.progress.advance(len(data))
+    with stream:
+        copy(file, info, stream, name, force)
 
 
 @contextlib.contextmanager
@@ -636,6 +635,20 @@ def whole_file(file, force):
             os.unlink(part)
 
 
+@contextlib.contextmanager
+def output_stream(file, force):
+    """The standard output for -, unless it is a terminal, or a whole_file()."""
+    if file == "-" and sys.stdout.isatty():
+        raise Failure("", "the standard output is a terminal, which cannot take this")
+    try:
+        with contextlib.nullcontext(sys.stdout.buffer) if file == "-" else whole_file(
+            file, force
+        ) as stream:
+            yield stream
+    except OSError as error:
+        raise Failure(file, error.strerror) from error
+
+
 def give_name(part, target):
     try:
         os.link(part, target)
@@ -655,26 +668,16 @@ def get(name, file, force):
     The file appears when it is whole. FILE.npy is - for the standard output, or a directory, where
     the file gets the name of the array.
     """
-    import warnings
-
-    import numpy as np
-
-    name = full(name)
     with telling(name):
-        array = sharr.attach(name, "r")
+        info, stream = opened(name)
     if os.path.isdir(file):
         base = os.path.basename(path_of(name))
         file = os.path.join(file, base if base.endswith(".npy") else base + ".npy")
-    if file == "-" and sys.stdout.isatty():
-        raise Failure(name, "the standard output is a terminal, which cannot take an NPY file")
-    warnings.simplefilter("ignore")  # NumPy's about NPY 2.0 and 3.0
-    try:
-        opened = contextlib.nullcontext(sys.stdout.buffer)
-        with opened if file == "-" else whole_file(file, force) as stream:
-            with Progress(name, array.nbytes) as progress:
-                np.lib.format.write_array(Writer(stream, progress), array, allow_pickle=False)
-    except OSError as error:
-        raise Failure(file, error.strerror) from error
+    buffer = memoryview(bytearray(min(CHUNK, info.nbytes)))
+    with stream, output_stream(file, force) as output:
+        output.write(_core.format_header(info))
+        for data in read_data(name, info, stream, name, buffer):
+            output.write(data)
 
 
 @cli.command()
@@ -683,11 +686,10 @@ def get(name, file, force):
 @force_option
 def cp(name, new_name, force):
     """Copy an array."""
-    name, new_name = full(name), full(new_name)
     with telling(name):
-        source = sharr.attach(name, "r")
-    with telling_new(new_name):
-        copy_array(source, new_name, force)
+        info, stream = opened(name)
+    with stream:
+        copy(name, info, stream, new_name, force)
 
 
 @cli.command()
@@ -699,22 +701,32 @@ def mv(name, new_name, force):
 
     To another file system it is copied.
     """
-    name, new_name = full(name), full(new_name)
     with telling(name):
-        source = sharr.attach(name, "r")
-    with telling_new(new_name):
-        try:
-            sharr.rename(name, new_name, replace=force)
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-    with telling_new(new_name):
-        copy_array(source, new_name, force)
-    with telling(name):
-        if sharr.attach(name, "r").base._identity != source.base._identity:
-            raise Failure(name, "replaced while it was copied, so it stays")
-        sharr.delete(name)
+        info, stream = opened(name)
+
+    def is_still_there():
+        """Who holds a file open knows that no other gets its number."""
+        _, now = opened(name)
+        with now:
+            return os.path.samestat(*(os.fstat(one.fileno()) for one in (stream, now)))
+
+    with stream:
+        with telling_new(new_name):
+            try:
+                sharr.rename(full(name), full(new_name), replace=force)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                with contextlib.suppress(OSError):
+                    if is_still_there():  # as rename(2) has it
+                        raise Failure(name, f"is the same file as {new_name}, so both stay")
+                return
+        copy(name, info, stream, new_name, force)
+        with telling(name):
+            if not is_still_there():
+                raise Failure(name, "replaced while it was copied, so it stays")
+            sharr.delete(full(name))
 
 
 @cli.command()
@@ -774,10 +786,13 @@ def bad(parameter, message):
 
 def parse_shape(context, parameter, text):
     """A shape as people write it: 3,4 or 3x4 or (3, 4) or 5; () or nothing for a single element."""
-    parts = text.strip().removeprefix("(").removesuffix(")").replace("x", ",").split(",")
-    if not parts[-1].strip():
+    inner = text.strip()
+    if inner.startswith("(") and inner.endswith(")"):
+        inner = inner[1:-1]
+    parts = [part.strip() for part in inner.replace("x", ",").split(",")]
+    if not parts[-1]:
         parts.pop()
-    if not all(part.strip().isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise bad("--shape", f"{text}: write it like 3,4")
     return tuple(map(int, parts))
 
@@ -834,13 +849,12 @@ def new(name, shape, dtype, order, fill, sparse):
     """Make an array."""
     if sparse and fill is not None:
         raise click.UsageError("--sparse is not for an array that --fill writes")
-    name = full(name)
     value = None if fill is None else parse_fill(fill, dtype)
     with telling_new(name, hint=""):
         if value is None:
-            sharr.create(name, shape, dtype, order=order, reserve=not sparse)
+            sharr.create(full(name), shape, dtype, order=order, reserve=not sparse)
         else:
-            with sharr.build(name, shape, dtype, order=order) as array:
+            with sharr.build(full(name), shape, dtype, order=order) as array:
                 array[...] = value
 
 
@@ -850,6 +864,7 @@ def new(name, shape, dtype, order, fill, sparse):
 def parse_slice(text):
     """The index that Python would make of what stands between brackets; nothing is evaluated."""
     import ast
+    import warnings
 
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
@@ -875,7 +890,9 @@ def parse_slice(text):
         return number(node)
 
     try:
-        tree = ast.parse(f"a[{text}]", mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's about 1is 2
+            tree = ast.parse(f"a[{text}]", mode="eval").body
         if not isinstance(tree, ast.Subscript) or not isinstance(tree.value, ast.Name):
             raise ValueError
         if isinstance(tree.slice, ast.Tuple):
@@ -892,12 +909,16 @@ def nested(value, convert):
 
 
 def json_number(number):
-    """JSON has no NaN and no infinities: they become the strings that float() takes."""
+    """JSON has no NaN and no infinities: they become the strings that float() takes.
+
+    So does what is beyond a double.
+    """
+    value = float(number)
     if number != number:
         return "NaN"
     if number in (float("inf"), float("-inf")):
         return "Infinity" if number > 0 else "-Infinity"
-    return number
+    return value if math.isfinite(value) else str(number)
 
 
 def json_elements(array):
@@ -909,14 +930,12 @@ def json_elements(array):
             return [json_elements(np.asarray(element)) for element in array]
         return {field: json_elements(np.asarray(array[field])) for field in dtype.names}
     if dtype.kind == "f":
-        return nested(array.astype("f8").tolist(), json_number)
+        return nested(array.tolist(), json_number)
     if dtype.kind == "c":
-        return nested(
-            array.astype("c16").tolist(), lambda z: [json_number(z.real), json_number(z.imag)]
-        )
-    if dtype.kind == "M":
+        return nested(array.tolist(), lambda z: [json_number(z.real), json_number(z.imag)])
+    if dtype.kind == "M" and np.datetime_data(dtype)[0] != "generic":
         return np.datetime_as_string(array).tolist()
-    if dtype.kind == "m":
+    if dtype.kind in "Mm":
         return array.astype("i8").tolist()
     if dtype.kind == "S":
         return nested(array.tolist(), lambda text: text.decode("utf8", "backslashreplace"))
@@ -933,7 +952,8 @@ def json_elements(array):
 @click.option("--image", is_flag=True, help="Draw 2-D, or 3-D with 3 or 4 channels, as a picture.")
 @click.option("--plot", is_flag=True, help="Draw 1-D, or the rows of 2-D, as lines.")
 @click.option(
-    "-o", "output", metavar="FILE.png", type=click.Path(), help="Draw to a file, not the terminal."
+    "-o", "output", metavar="FILE.png",
+    help="Draw to a file, or - for the standard output, not the terminal.",
 )
 @click.option("--cmap", default="viridis", show_default=True, help="Matplotlib's colours for 2-D.")
 def show(name, part, everything, as_json, image, plot, output, cmap):
@@ -948,27 +968,60 @@ def show(name, part, everything, as_json, image, plot, output, cmap):
     if output is not None and not (image or plot):
         raise click.UsageError("-o is for --image and --plot")
     index = parse_slice(part)
-    name = full(name)
+    if image or plot:
+        import logging
+
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not of its cache
     with telling(name):
-        array = sharr.attach(name, "r")
+        array = elements(name)
         try:
             array = np.asarray(array[index])
         except IndexError as error:
             raise Failure(name, str(error)) from error
         if as_json:
-            elements = json_elements(array)
+            data = json_elements(array)
         elif image:
             draw_image(name, array, output, cmap)
         elif plot:
             draw_plot(name, array, output)
+        else:
+            if everything:
+                np.set_printoptions(threshold=sys.maxsize)
+            text = str(array)
     if as_json:
         description = {"name": uri(name), "dtype": str(array.dtype), "shape": array.shape}
-        print_json(description | {"data": elements}, indent=None)
+        print_json(description | {"data": data}, indent=None)
     elif not (image or plot):
-        if everything:
-            np.set_printoptions(threshold=sys.maxsize)
-        for line in str(array).split("\n"):
+        for line in text.split("\n"):
             print(escape(line, False))
+
+
+def elements(name):
+    """The array, mapped; if its file has holes, a copy that has them too, as opened() says why."""
+    import numpy as np
+
+    info, stream = opened(name)
+    with stream:
+        fd = stream.fileno()
+        if os.fstat(fd).st_blocks * 512 >= info.offset + info.nbytes:
+            return sharr.attach(full(name), "r")
+        no_reserve = 0x4000  # MAP_NORESERVE, which Python knows from 3.13 on
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+        data = mmap.mmap(-1, info.nbytes, flags)
+        view, at = memoryview(data), info.offset
+        while at < info.offset + info.nbytes:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # nothing but a hole is left
+            end = min(os.lseek(fd, at, os.SEEK_HOLE), info.offset + info.nbytes)
+            count = os.preadv(fd, [view[at - info.offset : end - info.offset]], at)
+            if count == 0:
+                break
+            at += count
+    return np.ndarray(info.shape, info.dtype, data, order=info.order)
 
 
 def drawable(name, array):
@@ -979,7 +1032,8 @@ def drawable(name, array):
         raise Failure(name, f"{array.dtype} cannot be drawn, only real numbers")
     if array.size == 0:
         raise Failure(name, f"there is nothing to draw in the shape {array.shape}")
-    array = array.astype("f8")
+    with np.errstate(over="ignore"):
+        array = array.astype("f8")
     array[~np.isfinite(array)] = np.nan
     return array
 
@@ -995,7 +1049,10 @@ def limits(name, array):
         if not np.isnan(values).all():
             lows.append(np.nanmin(values))
             highs.append(np.nanmax(values))
-    return float(min(lows, default=0)), float(max(highs, default=0))
+    low, high = float(min(lows, default=0)), float(max(highs, default=0))
+    if not math.isfinite(high - low):
+        raise Failure(name, f"{low:g} and {high:g} are too far apart to be drawn")
+    return low, high
 
 
 def stride(length, most):
@@ -1085,11 +1142,8 @@ def draw(write, output, options, caption):
     import tempfile
 
     if output is not None:
-        try:
-            with whole_file(output, force=True) as stream:
-                write(stream)
-        except OSError as error:
-            raise Failure(output, error.strerror) from error
+        with output_stream(output, force=True) as stream:
+            write(stream)
         return
     if shutil.which("chafa") is None:
         raise Failure("chafa", "is missing: apt install chafa, or draw to a file with -o")

@@ -137,5 +137,45 @@ TEST_F(Drafts, PathsMayBeLongerThanOneCallTakes) {
   EXPECT_EQ(errno, ENAMETOOLONG);
 }
 
+TEST(Files, AreReadWithoutAMapping) {
+  const test::Namespace space;
+  test::write_file(space.path("a"), npy(5));
+  const OpenArray opened = open_array(space.uri("a"));
+  EXPECT_EQ(opened.info.name, space.uri("a"));
+  EXPECT_EQ(opened.info.shape, Shape{5});
+  std::string data(6, '-');
+  EXPECT_EQ(pread(opened.fd.get(), data.data(), 6, static_cast<off_t>(opened.info.offset)), 5);
+  EXPECT_EQ(data, "xxxxx-");
+  EXPECT_EQ(caught([&] { open_array(space.uri("b")); }).errnum, ENOENT);
+  test::write_file(space.path("c"), npy(5).substr(0, 130));
+  EXPECT_EQ(caught([&] { open_array(space.uri("c")); }).errnum, EINVAL);
+}
+
+TEST(Headers, ComeAndGoWithoutAFile) {
+  const test::Namespace space;
+  const Info info = create(space.uri("a"), {2, 3}, Dtype("<f4"), {.order = Order::fortran}).info();
+  const std::string made = format_header(info);
+  EXPECT_EQ(made.size() % 4096, 0);
+  EXPECT_EQ(header_size(made.substr(0, 12), "-"), made.size());
+  const Info parsed = parse_header(made, "-");
+  EXPECT_EQ(parsed.name, "-");
+  EXPECT_EQ(parsed.dtype, info.dtype);
+  EXPECT_EQ(parsed.shape, info.shape);
+  EXPECT_EQ(parsed.order, Order::fortran);
+  EXPECT_EQ(parsed.offset, made.size());
+
+  for (const std::string& head :
+       {std::string(), made.substr(0, 9), std::string("\x93NUMPY\1\0\0\0", 10),
+        std::string(12, 'x'), std::string("\x93NUMPY\2\0\xff\xff\xff\xff", 12)}) {
+    const auto error = caught([&] { header_size(head, "-"); });
+    EXPECT_EQ(error.errnum, EINVAL) << head;
+    EXPECT_EQ(error.name, "-");
+  }
+  for (const std::string& head :
+       {made.substr(0, made.size() - 1), made + "x", made.substr(0, 9), std::string()}) {
+    EXPECT_EQ(caught([&] { parse_header(head, "-"); }).errnum, EINVAL) << head.size();
+  }
+}
+
 }  // namespace
 }  // namespace sharr

@@ -111,6 +111,8 @@ def test_usage_errors():
         ("nosuch",), ("--nosuch",), ("ls", "--nosuch"), ("info",), ("put",), ("put", "a"),
         ("get", "a"), ("cp", "a"), ("mv", "a"), ("rm",), ("new", "a"), ("show",), ("umount",),
         ("show", "a", "b", "c"), ("new", "a", "--shape", "x"), ("new", "a", "--shape", "-1"),
+        ("new", "a", "--shape", "(3"), ("new", "a", "--shape", "3)"), ("new", "a", "--shape", "))"),
+        ("new", "a", "--shape", "9" * 5000),
         ("new", "a", "--shape", "3", "--dtype", "f3"), ("new", "a", "--shape", "3", "--order", "K"),
         ("new", "a", "--shape", "3", "--dtype", "u1", "--fill", "256"),
         ("new", "a", "--shape", "3", "--fill", "no"),
@@ -348,10 +350,49 @@ def test_put_and_get(name, tmp_path, array):
         assert made.tobytes() == array.tobytes()
         assert made.flags.f_contiguous == array.flags.f_contiguous
     assert prints("get", f"{name}-file", tmp_path / "out.npy") == ""
-    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "in.npy").read_bytes()
+    out = np.load(tmp_path / "out.npy")
+    assert out.dtype == array.dtype and out.shape == array.shape
+    assert out.tobytes() == array.tobytes() and out.flags.fnc == array.flags.fnc
     assert (tmp_path / "out.npy").stat().st_mode == (tmp_path / "in.npy").stat().st_mode
     piped = subprocess.run([SHARR, "get", f"{name}-file", "-"], stdout=subprocess.PIPE, check=True)
-    assert piped.stdout == (tmp_path / "in.npy").read_bytes()
+    assert piped.stdout == (tmp_path / "out.npy").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [[("größe", "f4"), ("名", "u1")], [("x" * 30000, "u1")]])
+def test_put_takes_from_a_pipe_what_get_writes(name, dtype):
+    array = np.ones(3, dtype)
+    sharr.put(name, array)
+    piped = subprocess.run([SHARR, "get", name, "-"], stdout=subprocess.PIPE, check=True).stdout
+    prints("put", "-", f"{name}-2", stdin=piped)
+    assert (sharr.attach(f"{name}-2") == array).all()
+    assert sharr.attach(f"{name}-2").dtype == array.dtype
+
+
+@needs_root
+def test_holes_are_read_from_a_full_store(tmp_path):
+    """The kernel has no page for the hole that a mapping of it would be read through."""
+    script = """
+        set -e
+        mount -t tmpfs -o size=1m none /dev/shm
+        sharr=$1
+        "$sharr" new a --shape 1000,1000 --dtype u2 --order F --sparse
+        printf 7 | dd of=/dev/shm/a bs=1 seek=1004096 conv=notrunc status=none
+        head -c 2M /dev/zero > /dev/shm/full 2>/dev/null || true
+        "$sharr" show a '12, 499:503'
+        "$sharr" get a got.npy
+        "$sharr" cp a ./copied.npy
+        "$sharr" show a --json 0,0
+        if python3 -c 'import matplotlib' 2>/dev/null; then
+            "$sharr" show a ..., 0 --plot -o plot.png
+        fi
+    """
+    command = ["unshare", "-m", "bash", "-c", textwrap.dedent(script), "bash"]
+    out = prints(SHARR, command=command, cwd=tmp_path)
+    expected = np.zeros((1000, 1000), "u2", order="F")
+    expected[0, 500] = ord("7")
+    assert out.startswith(f"{expected[12, 499:503]}\n") and '"data": 0}' in out
+    for file in ("got.npy", "copied.npy"):
+        assert (np.load(tmp_path / file) == expected).all()
 
 
 def test_put_failures(name, tmp_path):
@@ -363,6 +404,13 @@ def test_put_failures(name, tmp_path):
     fails(1, "put", tmp_path / "no.npy", name, told="no.npy: No such file")
     for file in ("object.npy", "a.npz", "short.npy"):
         fails(1, "put", tmp_path / file, name, told=file)
+    fails(1, "put", "/dev/null", name, told="/dev/null: not an array")
+    if os.geteuid() == 0:
+        os.chmod(tmp_path / "a.npy", 0)
+        os.chmod(tmp_path, 0o755)
+        fails(1, "put", "a.npy", name, cwd=tmp_path, told="sharr: a.npy: Permission denied",
+              command=("setpriv", "--reuid=65534", "--clear-groups", SHARR))  # fmt: skip
+        os.chmod(tmp_path / "a.npy", 0o644)
     for data in (b"", b"x", whole[:20], whole[:-1], (tmp_path / "object.npy").read_bytes()):
         fails(1, "put", "-", name, stdin=data)
     fails(1, "put", tmp_path, name)
@@ -438,6 +486,33 @@ def test_mv(name, tmp_path):
     make(name, [1])
     fails(1, "mv", name, tmp_path / "moved.npy", told="File exists, -f replaces it")
     assert exists(name)
+
+
+def test_mv_to_the_same_file(name, tmp_path):
+    make(f"{tmp_path}/a", [1])
+    os.link(tmp_path / "a", tmp_path / "b")
+    for other in ("a", "b"):
+        fails(1, "mv", "-f", "./a", f"./{other}", cwd=tmp_path, told="./a: is the same file as ./")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_errors_tell_names_as_they_were_given(name, tmp_path):
+    make(name, [1])
+    make(f"{tmp_path}/a", [1])
+    for args in [
+        ("show", "./no"), ("get", "./no", "x"), ("cp", "./no", name), ("mv", "./no", name),
+        ("info", "./no"), ("rm", "./no"), ("put", "./no", name), ("ls", "./no"),
+        ("ls", "./no/*"), ("show", "./no", "--plot"),
+    ]:  # fmt: skip
+        fails(1, *args, cwd=tmp_path, told=f"sharr: {args[1]}: ")
+    for args in [
+        ("cp", name, "./a"), ("mv", name, "./a"), ("cp", name, "./no/a"), ("mv", name, "./no/a"),
+        ("put", "./a", "./a"),
+    ]:  # fmt: skip
+        fails(1, *args, cwd=tmp_path, told=f"sharr: {args[2]}: ")
+    fails(1, "new", "./a", "--shape", "3", cwd=tmp_path, told="sharr: ./a: ")
+    fails(1, "show", "./a", "5", cwd=tmp_path, told="sharr: ./a: ")
+    fails(1, "show", "-1", told="sharr: -1: ")
 
 
 def test_rm(name):
@@ -570,7 +645,7 @@ def test_show_prints_as_numpy_does(name):
 def test_show_refuses_what_is_no_slice(name):
     make(name, np.zeros((3, 4)))
     for text in [
-        "", "a", "__import__('os').system('false')", "1 if 1 else 2", "0], a[1", "0)", "1.5", "1+1",
+        "", "a", "__import__('os').system('false')", "1 if 1 else 2", "0], a[1", "0)", "1.5", "1+1", "1is 2",
         "[0, 1], 2", "(lambda: 0)()", "True", "0; 1", "--3x", "9" * 5000, "(" * 500, "b'x'",
     ]:  # fmt: skip
         fails(2, "show", "--", name, text, told="--help")
@@ -592,6 +667,9 @@ def test_show_json(name):
     assert data(np.arange(6.0).reshape(2, 3), "1, ::2") == ("float64", [2], [3, 5])
     assert data([1.5, np.nan, np.inf, -np.inf])[2] == [1.5, "NaN", "Infinity", "-Infinity"]
     assert data(np.array(2.5, "g"))[2] == 2.5
+    assert data(np.array("-1e4000", "g"))[2] == "-1e+4000"
+    assert data(np.array([0.1, 1e30], "f4"))[2] == [0.10000000149011612, 1.0000000150474662e30]
+    assert data(np.array([3], "i8").view("M8"))[2] == [3]
     assert data([1 + 2j, np.nan])[2] == [[1, 2], ["NaN", 0]]
     assert data([True, False])[2] == [True, False]
     assert data(np.array([b"a\xff", b""]))[2] == ["a\\xff", ""]
@@ -647,6 +725,14 @@ def test_image(name, tmp_path):
     prints("show", "--image", f"{name}-l", "-o", file)
     assert png_size(file) == (2000, 2000)
 
+    prints("show", "--image", f"{name}-f", "-o", "-1.png", cwd=tmp_path)
+    assert png_size(tmp_path / "-1.png") == (30, 20)
+    command = [SHARR, "show", "--image", f"{name}-f", "-o", "-"]
+    piped = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout
+    assert piped == (tmp_path / "-1.png").read_bytes() and not (tmp_path / "-").exists()
+    status, out = on_terminal(*command[1:])
+    assert status == 1 and "terminal" in out and "PNG" not in out
+
     out = prints("show", "--image", f"{name}-f")
     assert "float32" not in out and ">f4 (20, 30), 0 to 1" in out and len(out.splitlines()) > 5
     assert "\x1b[3" not in out
@@ -681,9 +767,11 @@ def test_what_cannot_be_drawn(name, tmp_path):
     make(f"{name}-c", np.zeros((3, 3), "c8"))
     make(f"{name}-s", np.array(["a"]))
     make(f"{name}-0", np.zeros((0, 3)))
+    make(f"{name}-far", [[1e308, -1e308]])
     for how, end in [
         ("--image", "1"), ("--image", "2"), ("--plot", "2"), ("--image", "c"), ("--plot", "c"),
         ("--plot", "s"), ("--plot", "0"), ("--image", "0"),
+        ("--plot", "far"), ("--image", "far"),
     ]:  # fmt: skip
         fails(1, "show", how, f"{name}-{end}", "-o", file, told=f"{name}-{end}: ")
     fails(2, "show", "--image", f"{name}-c", "-o", file, "--cmap", "nosuch", told="nosuch")
@@ -803,7 +891,7 @@ def meddled(function, step, *args):
 def test_mv_keeps_what_replaced_its_source(name, tmp_path):
     make(name, [1, 2])
     step = f"sharr.put({name!r}, [3], replace=True)"
-    command = meddled("cli.copy_array", step)
+    command = meddled("cli.copy", step)
     env = {"PYTHONPATH": str(BUILD / "python")}
     fails(1, "mv", name, tmp_path / "a.npy", command=command, env=env, told="replaced while")
     assert sharr.attach(name).tolist() == [3] and np.load(tmp_path / "a.npy").tolist() == [1, 2]
@@ -815,7 +903,7 @@ def test_get_keeps_a_file_that_came_meanwhile(name, tmp_path, nameless):
     step = "open('a.npy', 'w').write('precious')"
     if not nameless:
         step += "; os.O_TMPFILE = os.O_DIRECTORY"  # as a system without it takes the flag
-    command = meddled("np.lib.format.write_array", step)
+    command = meddled("cli._core.format_header", step)
     env = {"PYTHONPATH": str(BUILD / "python")}
     fails(1, "get", name, "a.npy", command=command, env=env, cwd=tmp_path, told="File exists")
     assert (tmp_path / "a.npy").read_text() == "precious" and os.listdir(tmp_path) == ["a.npy"]
@@ -824,7 +912,7 @@ def test_get_keeps_a_file_that_came_meanwhile(name, tmp_path, nameless):
 def test_get_that_is_killed_leaves_nothing(name, tmp_path):
     make(name, np.zeros(1000))
     process = subprocess.Popen(
-        [*meddled("np.lib.format.write_array", "os.kill(os.getpid(), 9)"), "get", name, "a.npy"],
+        [*meddled("cli._core.format_header", "os.kill(os.getpid(), 9)"), "get", name, "a.npy"],
         env=ENVIRONMENT | {"PYTHONPATH": str(BUILD / "python")}, cwd=tmp_path,
     )  # fmt: skip
     assert process.wait(60) == -9 and os.listdir(tmp_path) == []

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <string>
@@ -52,6 +53,21 @@ constexpr std::string_view temporary_prefix = ".sharr-tmp-";
 constexpr bool reserved(std::string_view name) noexcept {
   return name.starts_with(temporary_prefix);
 }
+
+// Opens an array to read it, not to map it: a read finds zeros where a file has holes, and takes no
+// memory for them. Throws as attach().
+struct OpenArray {
+  FileDescriptor fd;
+  Info info;
+};
+OpenArray open_array(const Name& name);
+
+// For NPY files that come or go by other ways than names. header_size: of the header, where the
+// data starts, by the first 12 bytes. parse_header: what that many bytes say. format_header: the
+// header of an array that create() makes. The first two throw FormatError, named by uri.
+std::size_t header_size(std::string_view head, std::string_view uri);
+Info parse_header(std::string_view head, std::string_view uri);
+std::string format_header(const Info& info);
 
 // Reads what the array in an open file is. st is the file's fstat, uri becomes Info::name.
 // Throws FormatError, named by uri, when it is no array; Error when reading fails.
