@@ -2,12 +2,16 @@
 // on its way is a staged file and the Array on it.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "memory.hpp"
 #include "sharr/store.hpp"
 #include "staging.hpp"
 
@@ -19,14 +23,21 @@ struct ArrayAccess {
 };
 
 struct NewArray::State {
-  // In `directory`, when that is given, until the name is known to exist.
+  // In `directory`, when that is given, until the name is known to exist. With the elements, when
+  // they are given.
   State(const Name& name, const Shape& shape, const Dtype& dtype, const CreateOptions& options,
-        std::optional<detail::Place> directory = {});
+        std::optional<detail::Place> directory = {}, const void* elements = nullptr);
 
   const Name name;
   const bool replace;
   std::optional<detail::Staging> staging;
   std::optional<Array> array;
+
+ private:
+  void take(std::byte* base, std::size_t header, std::uint64_t size, detail::Pages pages,
+            const void* elements, const std::function<void()>& on_signal);
+  void write(const void* elements, std::uint64_t nbytes, std::uint64_t offset,
+             const std::function<void()>& on_signal);
 };
 
 namespace detail {

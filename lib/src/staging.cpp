@@ -221,15 +221,29 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
   }
 }
 
-void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
-  const std::vector<char> zeros(std::size_t{1} << 20);
-  while (from < to) {
-    const std::size_t length = std::min<std::uint64_t>(zeros.size(), to - from);
-    const ssize_t n = pwrite(file_.get(), zeros.data(), length, static_cast<off_t>(from));
+void Staging::extend(std::uint64_t size) {
+  size_ = size;
+  check_space(size);
+  if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) throw_errno(name_);
+}
+
+void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {
+  const auto* at = static_cast<const char*>(data);
+  while (length > 0) {
+    const ssize_t n = pwrite(file_.get(), at, length, static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && (errno == ENOSPC || errno == EDQUOT)) throw_no_space(errno);
     if (n < 0) throw_errno(name_);
-    from += static_cast<std::uint64_t>(n);
+    at += n;
+    offset += static_cast<std::uint64_t>(n);
+    length -= static_cast<std::uint64_t>(n);
+  }
+}
+
+void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
+  const std::vector<char> zeros(std::size_t{1} << 20);
+  for (; from < to; from += zeros.size()) {
+    write(zeros.data(), std::min<std::uint64_t>(zeros.size(), to - from), from);
   }
 }
 

@@ -26,6 +26,12 @@ class Staging {
   int fd() const noexcept { return file_.get(); }
   // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal);
+  // Gives the file its size without memory, which is checked for, but not taken.
+  void extend(std::uint64_t size);
+  // Writes to the file; takes what memory that needs.
+  void write(const void* data, std::uint64_t length, std::uint64_t offset) const;
+  // What is said when there is none: errnum is ENOSPC or EDQUOT.
+  [[noreturn]] void throw_no_space(int errnum) const;
   // Gives the file its name. Throws Error EEXIST when there is one already; with replace whatever
   // has the name loses it, in one step.
   void publish(bool replace);
@@ -43,7 +49,6 @@ class Staging {
   bool link(int at, const char* file) const;
   [[noreturn]] void throw_failed(int errnum) const;
   [[noreturn]] void throw_no_inode() const;
-  [[noreturn]] void throw_no_space(int errnum) const;
   void write_zeros(std::uint64_t from, std::uint64_t to) const;
 
   const Name& name_;

@@ -1,4 +1,4 @@
-// The protocols of one array: create, attach, rename, remove, info; and list.
+// The protocols of one array that exists: attach, rename, remove, info; and list.
 #include "sharr/store.hpp"
 
 #include <fmt/format.h>
@@ -12,12 +12,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
 #include "access.hpp"
-#include "literal.hpp"
-#include "npy.hpp"
+#include "memory.hpp"
 #include "system.hpp"
 
 namespace sharr {
@@ -47,25 +45,17 @@ Array ArrayAccess::map(Info info, const Identity& identity, Mode mode, int fd,
 
 namespace {
 
-using detail::ParseError;
-
 // True when the file system that st is on is a sharrfs mount of this user or root. Anyone can mount
 // a FUSE file system that claims to stand for somebody else's array.
 bool trusted_mount(const struct stat& st) {
-  const std::string device = fmt::format(" {}:{} ", major(st.st_dev), minor(st.st_dev));
-  std::ifstream mounts("/proc/self/mountinfo");
-  for (std::string line; std::getline(mounts, line);) {
-    const std::size_t type = line.find(" - fuse.sharrfs ");
-    if (type == std::string::npos || line.find(device) > type) continue;
-    const std::string_view key = "user_id=";
-    const std::size_t at = line.find(key, type);
-    if (at == std::string::npos) return false;
-    uid_t user = 0;
-    const char* const digits = line.data() + at + key.size();
-    const auto [end, error] = std::from_chars(digits, line.data() + line.size(), user);
-    return error == std::errc{} && (user == 0 || user == geteuid());
-  }
-  return false;
+  const std::string mount = detail::mount_of(st.st_dev);
+  const std::string_view key = "user_id=";
+  const std::size_t at = mount.find(key);
+  if (!mount.starts_with("fuse.sharrfs ") || at == std::string::npos) return false;
+  uid_t user = 0;
+  const auto [end, error] =
+      std::from_chars(mount.data() + at + key.size(), mount.data() + mount.size(), user);
+  return error == std::errc{} && (user == 0 || user == geteuid());
 }
 
 bool same_file(const struct stat& a, const struct stat& b) {
@@ -98,11 +88,6 @@ void look_behind_mount(const Name& name, FileDescriptor& fd, detail::Stat& stat,
     fd = detail::open_file(name, flags);  // which may say that the name is gone
     stat = detail::stat_file(fd.get(), name.given());
   }
-}
-
-bool one_order(const Shape& shape) {
-  return std::ranges::count_if(shape, [](std::int64_t extent) { return extent != 1; }) <= 1 ||
-         std::ranges::find(shape, 0) != shape.end();
 }
 
 }  // namespace
@@ -151,74 +136,6 @@ std::optional<mode_t> mode_of_array(const Name& name) {
 
 }  // namespace detail
 
-// An array on its way
-
-NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype,
-                       const CreateOptions& options, std::optional<detail::Place> directory)
-    : name(directory ? given : detail::behind_mount(given)), replace(options.replace) {
-  std::string header;
-  std::uint64_t nbytes = 0;
-  try {
-    nbytes = detail::data_size(shape, dtype.itemsize());
-    header = detail::format_header(dtype, shape, options.order);
-  } catch (const ParseError& error) {
-    throw ArgumentError(name.given(), error.what());
-  }
-  const std::uint64_t size = header.size() + nbytes;
-  if (directory) {
-    staging.emplace(name, *std::move(directory), detail::creation_mode, size);
-  } else {
-    staging.emplace(name, size, replace);
-  }
-  staging->allocate(options.reserve ? size : header.size(), options.on_signal);
-  Info info{.name = given.uri(),
-            .dtype = dtype,
-            .shape = shape,
-            .order = options.order,
-            .offset = header.size(),
-            .nbytes = nbytes,
-            .format = fmt::format("NPY {}.0", int{header[6]})};
-  const detail::Stat stat = detail::stat_file(staging->fd(), name.given());
-  array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
-                           name.given());
-  std::memcpy(static_cast<char*>(array->data()) - header.size(), header.data(), header.size());
-}
-
-NewArray::NewArray(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
-NewArray::NewArray(NewArray&& other) noexcept = default;
-NewArray::~NewArray() = default;
-
-NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
-                   const CreateOptions& options) {
-  check(name, options.replace);
-  state_ = std::make_unique<State>(name, shape, dtype, options);
-}
-
-void NewArray::check(const Name& name, bool replace) {
-  struct stat st;
-  if (replace) {
-    detail::mode_of_array(name);
-  } else if (lstat(name.path().c_str(), &st) == 0) {
-    throw Error(EEXIST, name.given());
-  }
-}
-
-Array NewArray::take() {
-  if (!state_->array) throw Error(EINVAL, state_->name.given(), "the array was taken before");
-  Array array = *std::move(state_->array);
-  state_->array.reset();
-  return array;
-}
-
-void NewArray::publish() {
-  if (state_->replace) {
-    // Who could not read the old one cannot read the new one either.
-    const auto mode = detail::mode_of_array(state_->name);
-    if (mode && fchmod(state_->staging->fd(), *mode & 0777) != 0) detail::throw_errno(state_->name);
-  }
-  state_->staging->publish(state_->replace);
-}
-
 Array::Array(Array&& other) noexcept
     : info_(std::move(other.info_)),
       identity_(other.identity_),
@@ -265,39 +182,6 @@ void Array::munlock() const {
   if (::munlock(base_, length_) != 0) throw Error(errno, info_.name);
 }
 
-Array create(const Name& name, const Shape& shape, const Dtype& dtype,
-             const CreateOptions& options) {
-  const auto make = [&] {
-    NewArray made(std::make_unique<NewArray::State>(name, shape, dtype, options));
-    made.publish();
-    return made.take();
-  };
-  if (!options.exist_ok) return make();
-  while (true) {
-    try {
-      Array array = attach(name);
-      const Info& info = array.info();
-      if (info.shape != shape || info.dtype != dtype ||
-          (info.order != options.order && !one_order(shape))) {
-        throw Error(EEXIST, name.given(),
-                    fmt::format("exists with shape {}, dtype {}, order {}", shape_text(info.shape),
-                                info.dtype.str(), static_cast<char>(info.order)));
-      }
-      return array;
-    } catch (const Error& error) {
-      if (error.errnum() != ENOENT) throw;
-    }
-    try {
-      return make();
-    } catch (const Error& error) {
-      if (error.errnum() != EEXIST) throw;
-      // Somebody was quicker, and theirs is as good; a symbolic link to nothing stays so for ever.
-      struct stat st;
-      if (!name.shm() && lstat(name.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
-    }
-  }
-}
-
 Array attach(const Name& name, Mode mode) {
   const int flags = mode == Mode::read_write ? O_RDWR : O_RDONLY;
   FileDescriptor fd = detail::open_file(name, flags);
@@ -317,10 +201,21 @@ OpenArray open_array(const Name& name) {
   return {std::move(fd), std::move(info)};
 }
 
-Info info(const Name& name) { return open_array(name).info; }
+Info info(const Name& name) {
+  OpenArray opened = open_array(name);
+  const std::uint64_t size = opened.info.offset + opened.info.nbytes;
+  if (size >= detail::huge_page_size()) {
+    struct stat st;
+    if (fstat(opened.fd.get(), &st) != 0) detail::throw_errno(name);
+    if (detail::gives_huge_pages(st.st_dev)) {
+      opened.info.huge = detail::huge_bytes(opened.fd.get(), size);
+    }
+  }
+  return std::move(opened.info);
+}
 
 void remove(const Name& name) {
-  info(name);
+  open_array(name);
   const detail::Place place = detail::place_of(name);
   if (unlinkat(place.at(), place.file.c_str(), 0) != 0) detail::throw_errno(name);
 }
@@ -328,7 +223,7 @@ void remove(const Name& name) {
 void rename(const Name& from, const Name& to, bool replace) {
   const Name old_name = detail::behind_mount(from);
   const Name new_name = detail::behind_mount(to);
-  info(old_name);
+  open_array(old_name);
   if (replace) detail::mode_of_array(new_name);
   const detail::Place old_place = detail::place_of(old_name);
   detail::Place place = detail::place_of(new_name, true);

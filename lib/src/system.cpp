@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cerrno>
+#include <fstream>
 
 namespace sharr {
 namespace {
@@ -99,6 +100,7 @@ Stat stat_file(int fd, std::string_view name) {
   result.st.st_ino = stx.stx_ino;
   result.st.st_mode = stx.stx_mode;
   result.st.st_size = static_cast<off_t>(stx.stx_size);
+  result.st.st_blocks = static_cast<blkcnt_t>(stx.stx_blocks);
   result.st.st_blksize = static_cast<blksize_t>(stx.stx_blksize);
   result.st.st_ctim = {.tv_sec = stx.stx_ctime.tv_sec, .tv_nsec = stx.stx_ctime.tv_nsec};
   result.identity = {.device = result.st.st_dev, .inode = stx.stx_ino, .birth = 0};
@@ -156,6 +158,16 @@ void unmake(std::vector<Place::Made>& made) noexcept {
   for (; !made.empty(); made.pop_back()) {
     unlinkat(made.back().parent.get(), made.back().name.c_str(), AT_REMOVEDIR);
   }
+}
+
+std::string mount_of(dev_t device) {
+  const std::string wanted = fmt::format(" {}:{} ", major(device), minor(device));
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    const std::size_t type = line.find(" - ");
+    if (type != std::string::npos && line.find(wanted) < type) return line.substr(type + 3);
+  }
+  return {};
 }
 
 std::string human_size(std::uint64_t bytes) {

@@ -51,6 +51,10 @@ Place place_of(const Name& name, bool make_namespace = false);
 // Removes the directories that were made for a place, as far as nobody has used them.
 void unmake(std::vector<Place::Made>& made) noexcept;
 
+// What /proc/self/mountinfo says of the file system on a device: "TYPE SOURCE OPTIONS"; empty where
+// it is not mounted in sight.
+std::string mount_of(dev_t device);
+
 // "1.5 MiB".
 std::string human_size(std::uint64_t bytes);
 

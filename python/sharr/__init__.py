@@ -28,7 +28,6 @@ under the name) are `OSError` and `ValueError` both.
 """
 
 import contextlib as _contextlib
-import os as _os
 
 import numpy as _np
 
@@ -50,7 +49,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False):
+def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False, huge=None):
     """Create a zeroed array under a new name.
 
     The name appears when the array is complete; nobody ever sees less. Missing
@@ -68,6 +67,11 @@ def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False)
         written, and a write for which there is none kills the process.
     exist_ok : bool
         Return the existing array if its shape, dtype and order agree.
+    huge : bool, optional
+        Huge pages. None takes them for arrays of 4 MiB or more where the mount
+        of ``/dev/shm`` gives them; True for smaller ones too, and where it does
+        not is an error (``EOPNOTSUPP``); False never. `info` tells what an
+        array has got.
 
     Returns
     -------
@@ -83,7 +87,7 @@ def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False)
     ArgumentError
         No such name or shape can be.
     """
-    return _core.create(name, shape, dtype, order, bool(reserve), bool(exist_ok))
+    return _core.create(name, shape, dtype, order, bool(reserve), bool(exist_ok), huge)
 
 
 def attach(name, mode="r+"):
@@ -189,6 +193,8 @@ def put(name, array_like, *, replace=False):
     if not isinstance(array_like, _np.ndarray):
         _core.check_new(name, bool(replace))  # before it becomes an array, which may cost
     source = _source(array_like)
+    if source.flags.forc:
+        return _core.put(name, source, bool(replace))
     with build(name, source.shape, source.dtype, order=_order(source), replace=replace) as array:
         _fill(array, source)
     return array
@@ -210,7 +216,7 @@ _BYTES_PER_THREAD = 8 << 20
 
 def _fill(array, source):
     """Copy source into array, of the same shape and order."""
-    threads = min(len(_os.sched_getaffinity(0)), array.nbytes // _BYTES_PER_THREAD)
+    threads = min(_core.available_processors(), array.nbytes // _BYTES_PER_THREAD)
     if threads < 2:
         array[...] = source
         return
@@ -388,7 +394,8 @@ def info(name):
     -------
     Info
         With ``name`` (a URI), ``dtype``, ``shape``, ``order``, ``nbytes``,
-        ``offset`` (of the data in the file) and ``format``.
+        ``offset`` (of the data in the file), ``format`` and ``huge``: how many
+        bytes of the file are in huge pages. Only this function looks for them.
     """
     return _core.info(name)
 

@@ -26,6 +26,7 @@ def create(
     order: Literal["C", "F"] = ...,
     reserve: bool = ...,
     exist_ok: bool = ...,
+    huge: bool | None = ...,
 ) -> Array: ...
 def attach(name: _Name, mode: _Mode = ...) -> Array: ...
 def build(

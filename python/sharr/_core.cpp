@@ -378,9 +378,11 @@ struct Spec {
 };
 
 py::array create(const py::object& name, const py::object& shape, const py::object& dtype,
-                 const py::object& order, bool reserve, bool exist_ok, const py::object& upstream) {
+                 const py::object& order, bool reserve, bool exist_ok,
+                 const std::optional<bool>& huge, const py::object& upstream) {
   const sharr::Name parsed = name_of(name);
   Spec spec(shape, dtype, order);
+  spec.options.huge = huge;
   spec.options.reserve = reserve;
   spec.options.exist_ok = exist_ok;
   auto made = [&] {
@@ -436,6 +438,20 @@ py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::objec
   }();
   const sharr::Name uri(made.info().name);
   return ndarray(std::move(made), uri, py::none());
+}
+
+// source: contiguous in one order or the other.
+py::array put(const py::object& name, const py::array& source, bool replace) {
+  const sharr::Name parsed = name_of(name);
+  const bool fortran = (source.flags() & py::array::c_style) == 0;
+  Spec spec(py::tuple(source.attr("shape")), source.dtype(), py::str(fortran ? "F" : "C"));
+  spec.options.replace = replace;
+  const void* const elements = source.data();
+  auto made = [&] {
+    const py::gil_scoped_release release;
+    return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options);
+  }();
+  return ndarray(std::move(made), parsed, py::none());
 }
 
 py::array wait(const py::object& name, const py::object& timeout, const py::object& mode) {
@@ -672,6 +688,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("nbytes", &sharr::Info::nbytes)
       .def_readonly("offset", &sharr::Info::offset)
       .def_readonly("format", &sharr::Info::format)
+      .def_readonly("huge", &sharr::Info::huge)
       .def("__repr__", [](const sharr::Info& self) {
         return py::str("Info(name={!r}, dtype={!r}, shape={!r}, order={!r}, nbytes={})")
             .format(decoded(self.name), py::str(py::handle(numpy_dtype(self.dtype))),
@@ -683,7 +700,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("MS_SYNC") = MS_SYNC;
   m.attr("MS_INVALIDATE") = MS_INVALIDATE;
   m.def("create", &create, "name"_a, "shape"_a, "dtype"_a, "order"_a, "reserve"_a, "exist_ok"_a,
-        "upstream"_a = py::none());
+        "huge"_a = py::none(), "upstream"_a = py::none());
+  m.def("put", &put);
+  m.def("available_processors", &sharr::available_processors);
   m.def("attach", &attach, "name"_a, "mode"_a, "upstream"_a = py::none());
   m.def("remove", &remove_array);
   m.def("info", &info);

@@ -468,7 +468,8 @@ def info(names, human, as_json):
     found = []
 
     def look(name):
-        found.extend(matching_some(name) if is_pattern(name) else [sharr.info(full(name))])
+        names = [one.name for one in matching_some(name)] if is_pattern(name) else [full(name)]
+        found.extend(map(sharr.info, names))
 
     status = each(names, look)
     descriptions = []
@@ -479,7 +480,7 @@ def info(names, human, as_json):
             allocated = os.stat(path).st_blocks * 512
         descriptions.append(
             describe(one)
-            | {"allocated": allocated, "format": one.format, "offset": one.offset, "path": path}
+            | {"allocated": allocated, "huge": one.huge, "format": one.format, "offset": one.offset, "path": path}
         )
     if as_json:
         print_json(descriptions)
@@ -488,13 +489,14 @@ def info(names, human, as_json):
         if number:
             print()
         allocated = description["allocated"]
+        huge = f", {size_text(one.huge, human)} in huge pages" if one.huge else ""
         lines = {
             "name": escape(one.name),
             "dtype": escape(str(one.dtype), False),
             "shape": one.shape,
             "order": one.order,
             "size": size_text(one.nbytes, human),
-            "allocated": "-" if allocated is None else size_text(allocated, human),
+            "allocated": "-" if allocated is None else size_text(allocated, human) + huge,
             "modified": moment_text(modified(one)),
             "format": f"{one.format}, data at {one.offset}",
             "path": escape(description["path"]),

@@ -117,6 +117,10 @@ class Draft {
   std::unique_ptr<State> state_;
 };
 
+// The processors that this process may keep busy: by its affinity, and by the CPU limits of its
+// control groups (cpu.max, cpu.cfs_quota_us). At least 1.
+unsigned available_processors();
+
 // How attach() knows a file on a sharrfs mount: its st_blksize, and the xattr that holds the URI of
 // the object behind it.
 constexpr blksize_t mount_block_size = blksize_t{1} << 20;

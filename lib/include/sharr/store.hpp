@@ -96,6 +96,7 @@ struct Info {
   std::uint64_t offset = 0;  // of the data in the file, in bytes
   std::uint64_t nbytes = 0;  // of the data
   std::string format;        // "NPY 1.0", "NPY 2.0", "NPY 3.0" or "SharedArray"
+  std::uint64_t huge = 0;    // bytes of the file in huge pages, where info() has looked
 
   std::uint64_t size() const noexcept;  // number of elements
 };
@@ -158,13 +159,19 @@ struct CreateOptions {
   // Take the memory now. Without it the object is sparse: it costs nothing until it is written, and
   // writing it when memory has run out is a SIGBUS.
   bool reserve = true;
+  // Huge pages (of 2 MiB on most machines): none takes them for arrays of 4 MiB or more where the
+  // mount of a tmpfs gives them (huge=advise, within_size, always), true for smaller ones too, and
+  // is an error where it does not (EOPNOTSUPP), false never. Only whole ones are taken, the rest in
+  // small pages, so that nothing is wasted; where memory is too fragmented the kernel gives small
+  // ones instead, see Info::huge.
+  std::optional<bool> huge = {};
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
   // Take the name of an existing array, in one step and with its permissions; those attached to it
   // keep it. What is no array is not replaced.
   bool replace = false;
-  // Called when a signal interrupts the reservation of memory, and after every 64 MiB of a large
-  // one, the last included. May throw to give up.
+  // Called by the calling thread when a signal interrupts the reservation of memory, and after
+  // every 64 MiB or less of a large one. May throw to give up.
   std::function<void()> on_signal = {};
 };
 
@@ -173,9 +180,10 @@ struct CreateOptions {
 // mount the array is made in the directory behind it, which this process must be able to reach.
 //
 // System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, linkat, close.
-// Three things add to them: a name in a namespace opens the directory first; an array of 64 MiB or
-// more first checks that the name and the memory are there, so that it fails at once; where there
-// is no O_TMPFILE a temporary name and renameat2 take its place.
+// With huge pages madvise, in as many threads as the process has processors, takes the place of
+// fallocate. Three things add to them: a name in a namespace opens the directory first; an array of
+// 64 MiB or more first checks that the name and the memory are there, so that it fails at once;
+// where there is no O_TMPFILE a temporary name and renameat2 take its place.
 //
 // Throws Error EEXIST (also with exist_ok, when the existing array differs), ENOSPC (memory is not
 // there; says what was needed and what is free), ENOENT, EACCES; ArgumentError EINVAL (name, a
@@ -205,6 +213,7 @@ class NewArray {
  private:
   friend class NewNamespace;
   friend Array create(const Name&, const Shape&, const Dtype&, const CreateOptions&);
+  friend Array put(const Name&, const Shape&, const Dtype&, const void*, const CreateOptions&);
   struct State;
   explicit NewArray(std::unique_ptr<State> state) noexcept;
   std::unique_ptr<State> state_;
@@ -229,6 +238,13 @@ class NewNamespace {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Makes an array with the elements given, which are as many bytes as shape and dtype say, in memory
+// order (options.order). Copied once, by several threads where that is quicker; takes what memory
+// it needs as it goes, and neither exist_ok nor reserve = false (EINVAL). Otherwise as create(),
+// but a name that is taken is EEXIST before anything is copied.
+Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* elements,
+          const CreateOptions& options = {});
 
 // Maps an existing array: any valid NPY file, or an object of the SharedArray package.
 // System calls: open, statx, pread, mmap, close (a header or a SharedArray trailer that the first
@@ -264,7 +280,7 @@ void remove(const Name& name);
 // ENOTEMPTY when something in it is no array, which is named; ENOTDIR, EACCES.
 void remove_all(const Name& directory);
 
-// What the array is, without mapping it. Throws as attach does.
+// What the array is, and how much of it is in huge pages. Throws as attach does.
 Info info(const Name& name);
 
 // The arrays in a directory and the directories below it, sorted by name. What is no array or

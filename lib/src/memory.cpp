@@ -1,0 +1,182 @@
+#include "memory.hpp"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <charconv>
+#include <csignal>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "sharr/object.hpp"
+#include "system.hpp"
+
+namespace sharr {
+namespace {
+
+// Of the limits of one control group; 0 where it has none.
+double processors_of(const std::string& quota_file, const std::string& period_file) {
+  std::ifstream in(quota_file);
+  double quota = 0;
+  double period = 0;
+  if (!(in >> quota) || quota <= 0) return 0;  // "max", -1, or no such file
+  if (period_file.empty()) {
+    in >> period;
+  } else {
+    std::ifstream(period_file) >> period;
+  }
+  return period > 0 ? quota / period : 0;
+}
+
+}  // namespace
+
+namespace detail {
+
+std::uint64_t huge_page_size() noexcept {
+  static const std::uint64_t size = [] {
+    std::uint64_t value = 0;
+    std::ifstream("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") >> value;
+    return value;
+  }();
+  return size;
+}
+
+bool gives_huge_pages(dev_t device) {
+  const std::string mount = mount_of(device);
+  const std::size_t at = mount.rfind("huge=");
+  return mount.starts_with("tmpfs ") && at != std::string::npos &&
+         std::string_view(mount).substr(at) != "huge=never" && huge_page_size() > 0;
+}
+
+std::uint64_t huge_bytes(int fd, std::uint64_t size) {
+  const std::uint64_t page = huge_page_size();
+  if (page == 0 || size < page) return 0;
+  void* const base = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  if (base == MAP_FAILED) return 0;
+  // What a mapping has mapped whole is a huge page. To touch a hole would take memory.
+  for (std::uint64_t at = 0; at + page <= size; at += page) {
+    const off_t data = lseek(fd, static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0) break;
+    at = static_cast<std::uint64_t>(data) / page * page;
+    madvise(static_cast<char*>(base) + data / 4096 * 4096, 4096, MADV_POPULATE_READ);
+  }
+  std::uint64_t kib = 0;
+  bool inside = false;
+  std::ifstream smaps("/proc/self/smaps");
+  const auto begin = reinterpret_cast<std::uintptr_t>(base);
+  for (std::string line; std::getline(smaps, line);) {
+    std::uintptr_t start = 0;
+    const auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), start, 16);
+    if (error == std::errc{} && *end == '-') {
+      inside = start >= begin && start < begin + size;
+    } else if (inside && line.starts_with("ShmemPmdMapped:")) {
+      const std::string_view value =
+          std::string_view(line).substr(line.find_first_of("0123456789"));
+      std::uint64_t mapped = 0;
+      std::from_chars(value.data(), value.data() + value.size(), mapped);
+      kib += mapped;
+    }
+  }
+  munmap(base, size);
+  return kib * 1024;
+}
+
+int populate(std::byte* at, std::uint64_t length) noexcept {
+  while (madvise(at, length, MADV_POPULATE_WRITE) != 0) {
+    if (errno == EINTR) continue;
+    return errno == EFAULT ? ENOSPC : errno;  // a fault that would have been a SIGBUS
+  }
+  return 0;
+}
+
+int in_pieces(std::uint64_t size, std::uint64_t piece,
+              const std::function<int(std::uint64_t from, std::uint64_t length)>& task,
+              const std::function<void()>& on_signal) {
+  // Beyond this many memory is the limit.
+  constexpr std::uint64_t max_threads = 16;
+  const std::uint64_t pieces = (size + piece - 1) / piece;
+  const std::uint64_t wanted =
+      pieces > 1 ? std::min({pieces, std::uint64_t{available_processors()}, max_threads}) : 1;
+  std::atomic<std::uint64_t> next = 0;
+  std::atomic<int> failure = 0;
+  const auto work = [&](const std::function<void()>& after) {
+    while (failure == 0) {
+      const std::uint64_t from = next.fetch_add(piece);
+      if (from >= size) return;
+      const int error = task(from, std::min(piece, size - from));
+      int none = 0;
+      if (error != 0) failure.compare_exchange_strong(none, error);
+      if (after) after();
+    }
+  };
+
+  std::vector<std::jthread> others;  // joined before the above goes
+  try {
+    // Signals are the caller's. Those of the work itself cannot be put off.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    for (const int own : {SIGBUS, SIGSEGV, SIGFPE, SIGILL}) sigdelset(&all, own);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    try {
+      while (others.size() + 1 < wanted) others.emplace_back([&] { work({}); });
+    } catch (const std::system_error&) {  // no more threads to be had: fewer will do
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    work(on_signal);
+  } catch (...) {
+    failure = ECANCELED;
+    throw;
+  }
+  others.clear();
+  return failure;
+}
+
+}  // namespace detail
+
+unsigned available_processors() {
+  cpu_set_t set;
+  double count = 1;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    count = CPU_COUNT(&set);
+  } else if (const long online = sysconf(_SC_NPROCESSORS_ONLN); online > 0) {
+    count = static_cast<double>(online);  // more than a cpu_set_t holds
+  }
+  // ID:CONTROLLERS:PATH. In a container PATH may be that of the host, and the limit at the top.
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const std::size_t first = line.find(':');
+    const std::size_t second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool unified = controllers == ",,";
+    if (!unified && controllers.find(",cpu,") == std::string::npos) continue;
+    std::string path = line.substr(second + 1);
+    while (true) {
+      if (path.ends_with('/')) path.pop_back();
+      double limit = 0;
+      if (unified) {
+        limit = processors_of("/sys/fs/cgroup" + path + "/cpu.max", "");
+      } else {
+        const std::string directory = "/sys/fs/cgroup/cpu" + path;
+        limit = processors_of(directory + "/cpu.cfs_quota_us", directory + "/cpu.cfs_period_us");
+      }
+      if (limit > 0) count = std::min(count, limit);
+      if (path.empty()) break;
+      path.resize(path.rfind('/'));
+    }
+  }
+  return static_cast<unsigned>(std::clamp(count + 0.5, 1.0, 1024.0));
+}
+
+}  // namespace sharr

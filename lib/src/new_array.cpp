@@ -1,0 +1,245 @@
+// The making of an array: create, put, and what is published later.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "access.hpp"
+#include "literal.hpp"
+#include "memory.hpp"
+#include "npy.hpp"
+#include "system.hpp"
+
+namespace sharr {
+namespace {
+
+using detail::Pages;
+using detail::ParseError;
+
+bool one_order(const Shape& shape) {
+  return std::ranges::count_if(shape, [](std::int64_t extent) { return extent != 1; }) <= 1 ||
+         std::ranges::find(shape, 0) != shape.end();
+}
+
+// As options has it. of_file: as the file system gives them to whoever writes.
+Pages pages_of(const CreateOptions& options, std::uint64_t size, int fd, const Name& name) {
+  const bool demanded = options.huge.value_or(false);
+  if (demanded && !options.reserve) {
+    throw ArgumentError(name.given(), "huge pages are taken when the memory is reserved");
+  }
+  const std::uint64_t least = options.huge
+                                  ? detail::huge_page_size()
+                                  : std::max(detail::huge_page_size(), detail::huge_threshold);
+  const bool large = options.reserve && size >= least;
+  if (!large && !demanded) return Pages::of_file;
+  if (!detail::gives_huge_pages(detail::stat_file(fd, name.given()).st.st_dev)) {
+    if (!demanded) return Pages::of_file;
+    throw Error(
+        EOPNOTSUPP, name.given(),
+        fmt::format("no huge pages there; root can allow them{}",
+                    name.shm() ? ": mount -o remount,huge=advise /dev/shm"
+                               : " where it is a tmpfs, with the mount option huge=advise"));
+  }
+  if (!large) return Pages::of_file;
+  return options.huge.value_or(true) ? Pages::huge : Pages::small;
+}
+
+// A tmpfs mounted huge=always gives a huge page to the smallest file: gives back what it is too
+// much. Where that fails it stays so, which is no more than was asked for by mounting it so.
+void trim(int fd, const struct stat& st, std::uint64_t size) {
+  constexpr std::uint64_t page = 4096;
+  const std::uint64_t needed = (size + page - 1) / page * page;
+  const auto taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
+  if (taken <= needed) return;
+  fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(needed),
+            static_cast<off_t>(std::max(detail::huge_page_size(), taken - needed)));
+}
+
+}  // namespace
+
+NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype,
+                       const CreateOptions& options, std::optional<detail::Place> directory,
+                       const void* elements)
+    : name(directory ? given : detail::behind_mount(given)), replace(options.replace) {
+  std::string header;
+  std::uint64_t nbytes = 0;
+  try {
+    nbytes = detail::data_size(shape, dtype.itemsize());
+    header = detail::format_header(dtype, shape, options.order);
+  } catch (const ParseError& error) {
+    throw ArgumentError(name.given(), error.what());
+  }
+  const std::uint64_t size = header.size() + nbytes;
+  if (directory) {
+    staging.emplace(name, *std::move(directory), detail::creation_mode, size);
+  } else {
+    staging.emplace(name, size, replace);
+  }
+  const Pages pages = pages_of(options, size, staging->fd(), name);
+  const bool written = elements != nullptr && size >= detail::huge_threshold;
+  if (pages == Pages::of_file && !written) {
+    staging->allocate(options.reserve ? size : header.size(), options.on_signal);
+  } else {
+    staging->extend(size);
+  }
+  const detail::Stat stat = detail::stat_file(staging->fd(), name.given());
+  trim(staging->fd(), stat.st, size);
+  Info info{.name = given.uri(),
+            .dtype = dtype,
+            .shape = shape,
+            .order = options.order,
+            .offset = header.size(),
+            .nbytes = nbytes,
+            .format = fmt::format("NPY {}.0", int{header[6]})};
+  array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
+                           name.given());
+  auto* const data = static_cast<std::byte*>(array->data());
+  if (pages != Pages::of_file) {
+    take(data - header.size(), header.size(), size, pages, elements, options.on_signal);
+  } else if (written) {
+    write(elements, nbytes, header.size(), options.on_signal);
+  } else if (elements != nullptr && nbytes > 0) {
+    std::memcpy(data, elements, nbytes);
+  }
+  std::memcpy(data - header.size(), header.data(), header.size());
+}
+
+// Takes the memory through the mapping, huge pages for as much as fills them, and copies the
+// elements, if there are any, while what was taken is in the cache.
+void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t size, Pages pages,
+                           const void* elements, const std::function<void()>& on_signal) {
+  const std::uint64_t page = detail::huge_page_size();
+  const std::uint64_t whole = pages == Pages::huge ? size / page * page : 0;
+  if ((whole > 0 && madvise(base, whole, MADV_HUGEPAGE) != 0) ||
+      (whole < size && madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0)) {
+    detail::throw_errno(name);
+  }
+  const auto copy = [&](std::uint64_t from, std::uint64_t length) {
+    const std::uint64_t start = std::max<std::uint64_t>(from, header);
+    const std::uint64_t end = from + length;
+    if (elements != nullptr && start < end) {
+      std::memcpy(base + start, static_cast<const std::byte*>(elements) + (start - header),
+                  end - start);
+    }
+  };
+  const int error = detail::in_pieces(
+      size, std::max(page, std::uint64_t{32} << 20),
+      [&](std::uint64_t from, std::uint64_t length) {
+        while (length > 0) {
+          const std::uint64_t step = std::min(page, length);
+          if (const int failed = detail::populate(base + from, step); failed != 0) return failed;
+          copy(from, step);
+          from += step;
+          length -= step;
+        }
+        return 0;
+      },
+      on_signal);
+  if (error == EINVAL) {  // an older kernel
+    staging->allocate(size, on_signal);
+    copy(0, size);
+  } else if (error == ENOSPC) {
+    staging->throw_no_space(error);
+  } else if (error != 0) {
+    throw Error(error, name.given());
+  }
+}
+
+// Small pages are had quickest by writing to the file: those that are written whole are not zeroed
+// before, nor is there a fault for each. The file's lock lets one thread do it at a time.
+void NewArray::State::write(const void* elements, std::uint64_t nbytes, std::uint64_t offset,
+                            const std::function<void()>& on_signal) {
+  constexpr std::uint64_t piece = std::uint64_t{32} << 20;
+  const auto* const bytes = static_cast<const char*>(elements);
+  for (std::uint64_t done = 0; done < nbytes; done += piece) {
+    staging->write(bytes + done, std::min(piece, nbytes - done), offset + done);
+    if (on_signal) on_signal();
+  }
+}
+
+NewArray::NewArray(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+NewArray::NewArray(NewArray&& other) noexcept = default;
+NewArray::~NewArray() = default;
+
+NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
+                   const CreateOptions& options) {
+  check(name, options.replace);
+  state_ = std::make_unique<State>(name, shape, dtype, options);
+}
+
+void NewArray::check(const Name& name, bool replace) {
+  struct stat st;
+  if (replace) {
+    detail::mode_of_array(name);
+  } else if (lstat(name.path().c_str(), &st) == 0) {
+    throw Error(EEXIST, name.given());
+  }
+}
+
+Array NewArray::take() {
+  if (!state_->array) throw Error(EINVAL, state_->name.given(), "the array was taken before");
+  Array array = *std::move(state_->array);
+  state_->array.reset();
+  return array;
+}
+
+void NewArray::publish() {
+  if (state_->replace) {
+    // Who could not read the old one cannot read the new one either.
+    const auto mode = detail::mode_of_array(state_->name);
+    if (mode && fchmod(state_->staging->fd(), *mode & 0777) != 0) detail::throw_errno(state_->name);
+  }
+  state_->staging->publish(state_->replace);
+}
+
+Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* elements,
+          const CreateOptions& options) {
+  if (!options.reserve || options.exist_ok) {
+    throw ArgumentError(name.given(), "put() takes neither exist_ok nor reserve = false");
+  }
+  NewArray::check(name, options.replace);
+  NewArray made(
+      std::make_unique<NewArray::State>(name, shape, dtype, options, std::nullopt, elements));
+  made.publish();
+  return made.take();
+}
+
+Array create(const Name& name, const Shape& shape, const Dtype& dtype,
+             const CreateOptions& options) {
+  const auto make = [&] {
+    NewArray made(std::make_unique<NewArray::State>(name, shape, dtype, options));
+    made.publish();
+    return made.take();
+  };
+  if (!options.exist_ok) return make();
+  while (true) {
+    try {
+      Array array = attach(name);
+      const Info& info = array.info();
+      if (info.shape != shape || info.dtype != dtype ||
+          (info.order != options.order && !one_order(shape))) {
+        throw Error(EEXIST, name.given(),
+                    fmt::format("exists with shape {}, dtype {}, order {}", shape_text(info.shape),
+                                info.dtype.str(), static_cast<char>(info.order)));
+      }
+      return array;
+    } catch (const Error& error) {
+      if (error.errnum() != ENOENT) throw;
+    }
+    try {
+      return make();
+    } catch (const Error& error) {
+      if (error.errnum() != EEXIST) throw;
+      // Somebody was quicker, and theirs is as good; a symbolic link to nothing stays so for ever.
+      struct stat st;
+      if (!name.shm() && lstat(name.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
+    }
+  }
+}
+
+}  // namespace sharr
