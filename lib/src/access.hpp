@@ -20,6 +20,10 @@ namespace sharr {
 struct ArrayAccess {
   // Maps what info says of the file. Throws Error.
   static Array map(Info info, const Identity& identity, Mode mode, int fd, std::string_view name);
+  // Maps an array that was there before, or takes the mapping that this process has. name is for
+  // messages, uri becomes Info::name. Throws FormatError, Error.
+  static Array attach(int fd, const detail::Stat& stat, Mode mode, std::string_view name,
+                      std::string uri);
 };
 
 struct NewArray::State {

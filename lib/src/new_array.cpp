@@ -106,7 +106,8 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   } else if (elements != nullptr && nbytes > 0) {
     std::memcpy(data, elements, nbytes);
   }
-  std::memcpy(data - header.size(), header.data(), header.size());
+  // Not through the mapping, which would take a fault for a page that nobody touches again.
+  staging->write(header.data(), header.size(), 0);
 }
 
 // Takes the memory through the mapping, huge pages for as much as fills them, and copies the

@@ -1,5 +1,6 @@
 #include "npy.hpp"
 
+#include <cstring>
 #include <optional>
 
 #include "dtype.hpp"
@@ -20,6 +21,18 @@ std::size_t little_endian(std::string_view bytes) {
   return value;
 }
 
+// Without the spaces that fill the header, where it is filled with nothing else. Most of a header
+// is padding, and to look at it a byte at a time took longer than all the rest.
+std::string_view unpadded(std::string_view text) {
+  const void* const brace = memrchr(text.data(), '}', text.size());
+  if (brace == nullptr) return text;
+  const auto end = static_cast<std::size_t>(static_cast<const char*>(brace) - text.data()) + 1;
+  std::string_view rest = text.substr(end);
+  if (rest.ends_with('\n')) rest.remove_suffix(1);
+  const bool spaces = rest.starts_with(' ') && rest.substr(1) == rest.substr(0, rest.size() - 1);
+  return spaces ? text.substr(0, end) : text;
+}
+
 }  // namespace
 
 std::size_t header_size(std::string_view head) {
@@ -37,7 +50,7 @@ std::size_t header_size(std::string_view head) {
 
 Info parse_header(std::string_view head) {
   const int major = static_cast<unsigned char>(head[6]);
-  std::string_view text = head.substr(major == 1 ? prefix_v1 : prefix_v2);
+  std::string_view text = unpadded(head.substr(major == 1 ? prefix_v1 : prefix_v2));
   std::string converted;
   if (major == 3) {
     check_utf8(text);

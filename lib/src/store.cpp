@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "access.hpp"
+#include "mapping.hpp"
 #include "memory.hpp"
 #include "system.hpp"
 
@@ -22,25 +23,26 @@ namespace sharr {
 
 Array ArrayAccess::map(Info info, const Identity& identity, Mode mode, int fd,
                        std::string_view name) {
-  const std::uint64_t length = info.offset + info.nbytes;
-  if (length == 0) {
-    // An empty object of SharedArray: there is nothing to map, and data() must not be null.
-    alignas(16) static std::byte nothing[16];
-    return {std::move(info), identity, mode, nothing, 0};
-  }
-  if (length > SIZE_MAX) throw Error(ENOMEM, name);
-  const int protection = mode == Mode::read ? PROT_READ : PROT_READ | PROT_WRITE;
-  const int flags = mode == Mode::copy_on_write ? MAP_PRIVATE : MAP_SHARED;
-  void* const base = mmap(nullptr, length, protection, flags, fd, 0);
-  if (base == MAP_FAILED) {
-    if (errno == ENODEV) {
-      throw Error(ENODEV, name,
-                  "cannot be mapped: its file system has no shared mappings (a sharrfs mount "
-                  "without passthrough?)");
+  auto mapping = detail::Mapping::make(fd, info, identity, mode, name);
+  return {std::move(info), identity, mode, std::move(mapping)};
+}
+
+Array ArrayAccess::attach(int fd, const detail::Stat& stat, Mode mode, std::string_view name,
+                          std::string uri) {
+  auto mapping = detail::Mapping::find(stat.identity, mode);
+  std::optional<Info> info;
+  if (mapping) info = mapping->info(stat);
+  if (!info) {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    info = read_info(fd, stat.st, name);
+    if (!mapping || info->offset + info->nbytes > mapping->length()) {
+      mapping = detail::Mapping::make(fd, *info, stat.identity, mode, name);
     }
-    throw Error(errno, name);
+    mapping->remember(*info, stat, now);
   }
-  return {std::move(info), identity, mode, static_cast<std::byte*>(base), length};
+  info->name = std::move(uri);
+  return {*std::move(info), stat.identity, mode, std::move(mapping)};
 }
 
 namespace {
@@ -136,25 +138,16 @@ std::optional<mode_t> mode_of_array(const Name& name) {
 
 }  // namespace detail
 
-Array::Array(Array&& other) noexcept
-    : info_(std::move(other.info_)),
-      identity_(other.identity_),
-      mode_(other.mode_),
-      base_(other.base_),
-      length_(std::exchange(other.length_, 0)) {}
-
-Array& Array::operator=(Array&& other) noexcept {
-  std::swap(info_, other.info_);
-  std::swap(identity_, other.identity_);
-  std::swap(mode_, other.mode_);
-  std::swap(base_, other.base_);
-  std::swap(length_, other.length_);
-  return *this;
-}
-
-Array::~Array() {
-  if (length_ > 0) munmap(base_, length_);
-}
+Array::Array(Info info, const Identity& identity, Mode mode,
+             std::shared_ptr<const detail::Mapping> mapping) noexcept
+    : info_(std::move(info)),
+      identity_(identity),
+      mode_(mode),
+      mapping_(std::move(mapping)),
+      base_(mapping_->base()) {}
+Array::Array(Array&& other) noexcept = default;
+Array& Array::operator=(Array&& other) noexcept = default;
+Array::~Array() = default;
 
 void Array::check_itemsize(std::size_t size) const {
   if (size != info_.dtype.itemsize()) {
@@ -165,21 +158,22 @@ void Array::check_itemsize(std::size_t size) const {
 
 void Array::msync(int flags) const {
   // With nothing mapped the kernel still has a say about the flags.
-  if (::msync(length_ > 0 ? base_ : nullptr, length_, flags) != 0) throw Error(errno, info_.name);
+  const std::size_t length = mapping_->length();
+  if (::msync(length > 0 ? base_ : nullptr, length, flags) != 0) throw Error(errno, info_.name);
 }
 
 void Array::mlock() const {
-  if (::mlock(base_, length_) == 0) return;
+  if (::mlock(base_, mapping_->length()) == 0) return;
   if (errno == ENOMEM || errno == EPERM) {
     throw Error(errno, info_.name,
                 fmt::format("cannot lock {} in memory: see 'ulimit -l' (RLIMIT_MEMLOCK)",
-                            detail::human_size(length_)));
+                            detail::human_size(mapping_->length())));
   }
   throw Error(errno, info_.name);
 }
 
 void Array::munlock() const {
-  if (::munlock(base_, length_) != 0) throw Error(errno, info_.name);
+  if (::munlock(base_, mapping_->length()) != 0) throw Error(errno, info_.name);
 }
 
 Array attach(const Name& name, Mode mode) {
@@ -189,9 +183,7 @@ Array attach(const Name& name, Mode mode) {
   if (!name.shm() && major(stat.st.st_dev) == 0 && stat.st.st_blksize == mount_block_size) {
     look_behind_mount(name, fd, stat, flags);
   }
-  Info info = read_info(fd.get(), stat.st, name.given());
-  info.name = name.uri();
-  return ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), name.given());
+  return ArrayAccess::attach(fd.get(), stat, mode, name.given(), name.uri());
 }
 
 OpenArray open_array(const Name& name) {

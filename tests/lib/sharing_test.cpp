@@ -1,12 +1,17 @@
 // Arrays that appear filled or together, waiting for them, and their identity.
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <optional>
+#include <sharr/object.hpp>
 #include <sharr/store.hpp>
 #include <thread>
 #include <vector>
@@ -120,6 +125,89 @@ TEST_F(Sharing, TwoNamespacesOfOneName) {
   EXPECT_EQ(errnum_of([&] { second.publish(); }), EEXIST);
   EXPECT_EQ(attach_all(where).size(), 1u);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(space_.path("")), {}), 1);
+}
+
+TEST_F(Sharing, ArraysOfOneObjectShareAMapping) {
+  const Name name = space_.uri("a");
+  std::optional<Array> made = create(name, {3}, f8);
+  Array again = attach(name);
+  EXPECT_EQ(again.data(), made->data());
+  const Array reader = attach(name, Mode::read);
+  EXPECT_NE(reader.data(), made->data());
+  EXPECT_EQ(attach(name, Mode::read).data(), reader.data());
+  Array alone = attach(name, Mode::copy_on_write);
+  EXPECT_NE(alone.data(), attach(name, Mode::copy_on_write).data());
+  made.reset();
+  again.as<double>()[1] = 5;
+  EXPECT_EQ(reader.as<double>()[1], 5);
+
+  remove(name);
+  const Array other = create(name, {3}, f8);
+  EXPECT_NE(attach(name).data(), again.data());
+  EXPECT_EQ(attach(name).data(), other.data());
+  EXPECT_EQ(other.as<double>()[1], 0);
+}
+
+TEST_F(Sharing, AMappingIsReusedForWhatTheFileIsNow) {
+  const Name name = space_.uri("a");
+  const Array made = create(name, {4, 2}, f8);
+  const auto overwrite = [&](const Shape& shape, const char* dtype) {
+    const std::string header =
+        format_header({.name = {}, .dtype = Dtype(dtype), .shape = shape, .format = {}});
+    std::fstream(space_.path("a"), std::ios::in | std::ios::out | std::ios::binary)
+        .write(header.data(), static_cast<std::streamsize>(header.size()));
+  };
+  // Soon after each other, within a tick of the clock that files have.
+  for (int i = 1; i < 200; ++i) {
+    overwrite({i % 8 + 1}, "<f8");
+    EXPECT_EQ(attach(name).info().shape, Shape{i % 8 + 1});
+    EXPECT_EQ(attach(name).data(), made.data());
+  }
+  std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_EQ(attach(name).info().shape, Shape{8});
+  overwrite({16}, "<f4");
+  EXPECT_EQ(attach(name).info().shape, Shape{16});
+  std::filesystem::resize_file(space_.path("a"), 4096 + 128);
+  overwrite({128}, "|u1");
+  Array larger = attach(name);
+  larger.as<unsigned char>()[127] = 1;
+  std::filesystem::resize_file(space_.path("a"), 4096);
+  EXPECT_EQ(errnum_of([&] { attach(name); }), EINVAL);
+}
+
+TEST_F(Sharing, ThreadsAttachAndLetGo) {
+  const Name name = space_.uri("a");
+  create(name, {1}, Dtype("i8"));
+  const auto work = [&] {
+    for (int i = 0; i < 2000; ++i) {
+      const Array array = attach(name, i % 3 == 0 ? Mode::read : Mode::read_write);
+      EXPECT_EQ(array.as<std::int64_t>()[0], 0);
+    }
+  };
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+}
+
+TEST_F(Sharing, AForkedChildAttachesWhateverOtherThreadsDo) {
+  const Name name = space_.uri("a");
+  create(name, {1}, Dtype("i8"));
+  std::atomic<bool> stop = false;
+  std::jthread other([&] {
+    while (!stop) attach(name);
+  });
+  for (int i = 0; i < 100; ++i) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      alarm(60);  // a deadlock, not slowness, makes it fail
+      attach(name);
+      _exit(0);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+  }
+  stop = true;
 }
 
 TEST_F(Sharing, Wait) {

@@ -40,6 +40,10 @@
 
 namespace sharr {
 
+namespace detail {
+class Mapping;
+}
+
 using Shape = std::vector<std::int64_t>;
 
 // "(3, 4)", "(3,)", "()": as Python prints a tuple.
@@ -112,7 +116,9 @@ struct Identity {
 };
 
 // An array in memory. Owns the mapping, not the stored object: destroying it leaves the object and
-// every other attachment alone, and deleting the object leaves this array valid.
+// every other attachment alone, and deleting the object leaves this array valid. Arrays of one
+// object in one process share a mapping, unless they are copy_on_write: what mlock() and munlock()
+// say holds for all of them.
 class Array {
  public:
   Array(Array&& other) noexcept;
@@ -142,16 +148,15 @@ class Array {
 
  private:
   friend struct ArrayAccess;
-  Array(Info info, const Identity& identity, Mode mode, std::byte* base,
-        std::size_t length) noexcept
-      : info_(std::move(info)), identity_(identity), mode_(mode), base_(base), length_(length) {}
+  Array(Info info, const Identity& identity, Mode mode,
+        std::shared_ptr<const detail::Mapping> mapping) noexcept;
   void check_itemsize(std::size_t size) const;
 
   Info info_;
   Identity identity_;
   Mode mode_;
-  std::byte* base_;     // of the mapping, which starts at the file's first byte
-  std::size_t length_;  // of the mapping; 0 when there is nothing to map
+  std::shared_ptr<const detail::Mapping> mapping_;
+  std::byte* base_;  // of the mapping, which starts at the file's first byte
 };
 
 struct CreateOptions {
@@ -179,7 +184,8 @@ struct CreateOptions {
 // the umask. Under shm:// missing namespaces are made; a path's directory must exist. On a sharrfs
 // mount the array is made in the directory behind it, which this process must be able to reach.
 //
-// System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, linkat, close.
+// System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, pwrite, linkat,
+// close.
 // With huge pages madvise, in as many threads as the process has processors, takes the place of
 // fallocate. Three things add to them: a name in a namespace opens the directory first; an array of
 // 64 MiB or more first checks that the name and the memory are there, so that it fails at once;
@@ -247,9 +253,10 @@ Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* 
           const CreateOptions& options = {});
 
 // Maps an existing array: any valid NPY file, or an object of the SharedArray package.
-// System calls: open, statx, pread, mmap, close (a header or a SharedArray trailer that the first
-// page does not hold takes one pread more; a path on a sharrfs mount looks for the object behind
-// it).
+// System calls: open, statx, pread, mmap, close; open, statx, close where this process has the
+// object mapped and the file has not been written to by other means (a header or a SharedArray
+// trailer that the first page does not hold takes one pread more; a path on a sharrfs mount looks
+// for the object behind it).
 //
 // Throws Error ENOENT, EACCES, ELOOP (a symbolic link under shm://); FormatError EINVAL (no array,
 // truncated).

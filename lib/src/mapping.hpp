@@ -1,0 +1,50 @@
+// Files in memory, one mapping for all arrays of this process that stand on the same object.
+#pragma once
+
+#include <cstddef>
+#include <ctime>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "system.hpp"
+
+namespace sharr::detail {
+
+class Mapping {
+ public:
+  // Maps what info says of the file, from its first byte on. What it gives is found from then on by
+  // find(), unless it is copy_on_write or the file system cannot tell the object from a later one.
+  // Throws Error, in which name is.
+  static std::shared_ptr<const Mapping> make(int fd, const Info& info, const Identity& identity,
+                                             Mode mode, std::string_view name);
+  // The mapping of an object that the process has; none when there is none.
+  static std::shared_ptr<const Mapping> find(const Identity& identity, Mode mode);
+
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping();
+
+  std::byte* base() const noexcept { return base_; }
+  std::size_t length() const noexcept { return length_; }  // 0 when there is nothing to map
+
+  // What the file is, when it is known to be unchanged since remember(), but for what was stored
+  // through mappings. stat: as it is now.
+  std::optional<Info> info(const Stat& stat) const;
+  // stat: of before info was read, and now: of between the two (CLOCK_REALTIME_COARSE).
+  void remember(const Info& info, const Stat& stat, const timespec& now) const;
+
+ private:
+  Mapping(const Identity& identity, Mode mode) noexcept : identity_(identity), mode_(mode) {}
+
+  Identity identity_;
+  Mode mode_;
+  bool shared_ = false;
+  std::byte* base_ = nullptr;
+  std::size_t length_ = 0;
+  // Guarded by the registry's mutex.
+  mutable std::optional<Info> info_;
+  mutable timespec changed_{};  // ctime of the file that info_ is of
+};
+
+}  // namespace sharr::detail
