@@ -1,11 +1,9 @@
 #include "mapping.hpp"
 
-#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cerrno>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
@@ -27,22 +25,10 @@ struct Hash {
   }
 };
 
-// Outlives whatever arrays are left when the process ends.
-struct Registry {
-  std::mutex mutex;
-  std::unordered_map<Key, std::weak_ptr<const Mapping>, Hash> mappings;
-};
-
-Registry& registry() {
-  static Registry& registry = *[] {
-    auto* const made = new Registry;
-    // A child of fork(2) has no other thread that could let go of it.
-    pthread_atfork([] { sharr::detail::registry().mutex.lock(); },
-                   [] { sharr::detail::registry().mutex.unlock(); },
-                   [] { sharr::detail::registry().mutex.unlock(); });
-    return made;
-  }();
-  return registry;
+// Guarded by memory_mutex(). Outlives whatever arrays are left when the process ends.
+auto& mappings() {
+  static auto& mappings = *new std::unordered_map<Key, std::weak_ptr<const Mapping>, Hash>;
+  return mappings;
 }
 
 }  // namespace
@@ -72,9 +58,8 @@ std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Ide
   mapping->base_ = static_cast<std::byte*>(base);
   mapping->length_ = length;
   if (mode != Mode::copy_on_write && identity.birth != 0) {
-    Registry& all = registry();
-    const std::lock_guard lock(all.mutex);
-    all.mappings[{identity, mode == Mode::read_write}] = mapping;
+    const std::lock_guard lock(memory_mutex());
+    mappings()[{identity, mode == Mode::read_write}] = mapping;
     mapping->shared_ = true;
   }
   return mapping;
@@ -82,25 +67,23 @@ std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Ide
 
 std::shared_ptr<const Mapping> Mapping::find(const Identity& identity, Mode mode) {
   if (mode == Mode::copy_on_write || identity.birth == 0) return {};
-  Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  const auto found = all.mappings.find({identity, mode == Mode::read_write});
-  return found == all.mappings.end() ? nullptr : found->second.lock();
+  const std::lock_guard lock(memory_mutex());
+  const auto found = mappings().find({identity, mode == Mode::read_write});
+  return found == mappings().end() ? nullptr : found->second.lock();
 }
 
 Mapping::~Mapping() {
   if (shared_) {
-    Registry& all = registry();
-    const std::lock_guard lock(all.mutex);
-    const auto found = all.mappings.find({identity_, mode_ == Mode::read_write});
+    const std::lock_guard lock(memory_mutex());
+    const auto found = mappings().find({identity_, mode_ == Mode::read_write});
     // Another may have taken its place since.
-    if (found != all.mappings.end() && found->second.expired()) all.mappings.erase(found);
+    if (found != mappings().end() && found->second.expired()) mappings().erase(found);
   }
   if (length_ > 0) munmap(base_, length_);
 }
 
 std::optional<Info> Mapping::info(const Stat& stat) const {
-  const std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(memory_mutex());
   const timespec& changed = stat.st.st_ctim;
   if (!info_ || changed.tv_sec != changed_.tv_sec || changed.tv_nsec != changed_.tv_nsec ||
       info_->offset + info_->nbytes > static_cast<std::uint64_t>(stat.st.st_size)) {
@@ -110,16 +93,11 @@ std::optional<Info> Mapping::info(const Stat& stat) const {
 }
 
 void Mapping::remember(const Info& info, const Stat& stat, const timespec& now) const {
-  // A change soon after another one may leave the time what it was: the clock of files has ticks of
-  // up to 10 ms.
-  const timespec& changed = stat.st.st_ctim;
-  const std::int64_t age =
-      (now.tv_sec - changed.tv_sec) * 1'000'000'000 + (now.tv_nsec - changed.tv_nsec);
-  const std::lock_guard lock(registry().mutex);
+  const std::lock_guard lock(memory_mutex());
   info_.reset();
-  if (age < 20'000'000) return;
+  if (!settled(stat.st.st_ctim, now)) return;
   info_ = info;
-  changed_ = changed;
+  changed_ = stat.st.st_ctim;
 }
 
 }  // namespace sharr::detail

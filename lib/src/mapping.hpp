@@ -31,7 +31,7 @@ class Mapping {
   // What the file is, when it is known to be unchanged since remember(), but for what was stored
   // through mappings. stat: as it is now.
   std::optional<Info> info(const Stat& stat) const;
-  // stat: of before info was read, and now: of between the two (CLOCK_REALTIME_COARSE).
+  // stat and now: of before info was read.
   void remember(const Info& info, const Stat& stat, const timespec& now) const;
 
  private:
@@ -42,7 +42,7 @@ class Mapping {
   bool shared_ = false;
   std::byte* base_ = nullptr;
   std::size_t length_ = 0;
-  // Guarded by the registry's mutex.
+  // Guarded by memory_mutex().
   mutable std::optional<Info> info_;
   mutable timespec changed_{};  // ctime of the file that info_ is of
 };

@@ -8,10 +8,17 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <ctime>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <tuple>
+#include <unordered_map>
 #include <utility>
 
 #include "literal.hpp"
+#include "memory.hpp"
 #include "npy.hpp"
 #include "staging.hpp"
 #include "system.hpp"
@@ -89,25 +96,104 @@ Info read(int fd, std::uint64_t file_size, std::string_view uri) {
 
 // regular: the directory says that the name is a regular file's, which saves a look before opening
 // it. Opening anything else to read could wake whoever waits at a FIFO or move a tape.
-std::optional<Entry> read_entry(int dirfd, std::string name, std::string_view prefix,
+// device: of the directory; what is mounted there is left out.
+std::optional<Entry> read_entry(int dirfd, dev_t device, std::string name, std::string_view prefix,
                                 bool regular) {
-  if (reserved(name) || name == "." || name == "..") return {};
+  if (reserved(name) || name == "." || name == ".." || name.find('/') != std::string::npos) {
+    return {};
+  }
   Entry entry{.name = std::move(name), .st = {}, .info = {}};
+  // A name without directories needs none of the care that open_beneath() takes, and pays for.
+  const auto open = [&](int flags) {
+    return FileDescriptor(openat(dirfd, entry.name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW));
+  };
   if (!regular) {
-    const FileDescriptor fd = open_beneath(dirfd, entry.name, O_PATH);
-    if (!fd || fstat(fd.get(), &entry.st) != 0) return {};
+    const FileDescriptor fd = open(O_PATH);
+    if (!fd || fstat(fd.get(), &entry.st) != 0 || entry.st.st_dev != device) return {};
     if (S_ISDIR(entry.st.st_mode)) return entry;
     if (!S_ISREG(entry.st.st_mode)) return {};
   }
   // To look is not to use. Who may not leave the time of access alone looks all the same.
-  FileDescriptor fd = open_beneath(dirfd, entry.name, O_RDONLY | O_NOATIME);
-  if (!fd && errno == EPERM) fd = open_beneath(dirfd, entry.name, O_RDONLY);
-  if (!fd || fstat(fd.get(), &entry.st) != 0 || !S_ISREG(entry.st.st_mode)) return {};
+  constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY;
+  FileDescriptor fd = open(flags | O_NOATIME);
+  if (!fd && errno == EPERM) fd = open(flags);
+  if (!fd || fstat(fd.get(), &entry.st) != 0 || entry.st.st_dev != device ||
+      !S_ISREG(entry.st.st_mode)) {
+    return {};
+  }
   try {
     entry.info = read_info(fd.get(), entry.st, std::string(prefix) + entry.name);
   } catch (const Error&) {
     return {};  // no array, or not to be read: to whoever asks here it does not exist
   }
+  return entry;
+}
+
+// What the arrays of a directory were when it was read last, by inode. One whose file has changed
+// since has another ctime.
+struct Seen {
+  timespec changed;
+  Info info;
+};
+using Listing = std::unordered_map<ino_t, Seen>;
+
+// Of directories, by device, inode and who has read them. Guarded by memory_mutex().
+struct Listings {
+  // A hundred bytes or two each.
+  static constexpr std::size_t max_arrays = std::size_t{1} << 17;
+  using Key = std::tuple<dev_t, ino_t, uid_t>;
+
+  std::map<Key, std::shared_ptr<const Listing>> known;
+  std::size_t arrays = 0;
+};
+
+Listings& listings() {
+  static auto& listings = *new Listings;
+  return listings;
+}
+
+std::shared_ptr<const Listing> known_listing(const Listings::Key& key) {
+  const std::lock_guard lock(detail::memory_mutex());
+  const auto found = listings().known.find(key);
+  return found == listings().known.end() ? std::make_shared<const Listing>() : found->second;
+}
+
+void remember_listing(const Listings::Key& key, Listing listing) {
+  auto shared = std::make_shared<const Listing>(std::move(listing));
+  std::map<Listings::Key, std::shared_ptr<const Listing>> dropped;  // after the lock
+  const std::lock_guard lock(detail::memory_mutex());
+  Listings& all = listings();
+  if (const auto found = all.known.find(key); found != all.known.end()) {
+    all.arrays -= found->second->size();
+    std::swap(found->second, dropped[key]);
+    all.known.erase(found);
+  }
+  if (shared->size() > Listings::max_arrays || shared->empty()) return;
+  if (all.arrays + shared->size() > Listings::max_arrays) {
+    dropped.merge(all.known);
+    all.known.clear();
+    all.arrays = 0;
+  }
+  all.arrays += shared->size();
+  all.known[key] = std::move(shared);
+}
+
+// The entry of a regular file, if it is in the listing and has not changed since.
+std::optional<Entry> unchanged(int dirfd, const std::string& name, std::string_view prefix,
+                               const Listing& listing) {
+  Entry entry{.name = name, .st = {}, .info = {}};
+  if (fstatat(dirfd, name.c_str(), &entry.st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0)
+    return {};
+  const auto seen = listing.find(entry.st.st_ino);
+  if (seen == listing.end() || !S_ISREG(entry.st.st_mode)) return {};
+  const timespec& changed = seen->second.changed;
+  const Info& info = seen->second.info;
+  if (changed.tv_sec != entry.st.st_ctim.tv_sec || changed.tv_nsec != entry.st.st_ctim.tv_nsec ||
+      info.offset + info.nbytes > static_cast<std::uint64_t>(entry.st.st_size)) {
+    return {};
+  }
+  entry.info = info;
+  entry.info->name.assign(prefix).append(name);
   return entry;
 }
 
@@ -184,13 +270,26 @@ std::vector<Entry> scan(int dirfd, std::string_view prefix) {
   fd.release();  // the stream closes it
   const int directory = ::dirfd(stream.get());
 
-  std::vector<Entry> entries;
+  struct stat st;
+  if (fstat(directory, &st) != 0) throw Error(errno, prefix);
+  const Listings::Key key{st.st_dev, st.st_ino, geteuid()};
+  const auto known = known_listing(key);
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+
+  struct Item {
+    std::string name;
+    bool regular;
+    bool read = false;  // anew
+    std::optional<Entry> entry = {};
+  };
+  std::vector<Item> items;
   while (true) {
     errno = 0;
     const dirent* item = readdir(stream.get());
     if (item == nullptr) {
       if (errno != 0) throw Error(errno, prefix);
-      return entries;
+      break;
     }
     const std::string_view name = item->d_name;
     if (name == "." || name == "..") continue;
@@ -199,13 +298,57 @@ std::vector<Entry> scan(int dirfd, std::string_view prefix) {
       continue;
     }
     if (item->d_type != DT_REG && item->d_type != DT_DIR && item->d_type != DT_UNKNOWN) continue;
-    auto entry = read_entry(directory, item->d_name, prefix, item->d_type == DT_REG);
-    if (entry) entries.push_back(*std::move(entry));
+    items.push_back({.name = item->d_name, .regular = item->d_type == DT_REG});
   }
+
+  const auto look = [&](Item& item) {
+    if (item.regular && !known->empty()) {
+      item.entry = unchanged(directory, item.name, prefix, *known);
+      // On another file system: something is mounted on the file.
+      if (item.entry && item.entry->st.st_dev != st.st_dev) item.entry.reset();
+      if (item.entry) return;
+    }
+    item.read = true;
+    item.entry = read_entry(directory, st.st_dev, item.name, prefix, item.regular);
+  };
+  constexpr std::uint64_t piece = 500;  // some of them take as long as to start a thread
+  const int error = detail::in_pieces(items.size(), piece,
+                                      [&](std::uint64_t from, std::uint64_t length) {
+                                        try {
+                                          for (std::uint64_t i = from; i < from + length; ++i)
+                                            look(items[i]);
+                                        } catch (const std::bad_alloc&) {
+                                          return ENOMEM;
+                                        }
+                                        return 0;
+                                      },
+                                      {});
+  if (error != 0) throw Error(error, prefix);
+
+  std::vector<Entry> entries;
+  entries.reserve(items.size());
+  Listing listing;
+  bool news = false;
+  for (Item& item : items) {
+    if (!item.entry) continue;
+    news = news || (item.read && item.entry->info);
+    entries.push_back(*std::move(item.entry));
+  }
+  if (news || entries.size() < known->size()) {
+    for (const Entry& entry : entries) {
+      if (entry.info && detail::settled(entry.st.st_ctim, now)) {
+        listing.insert_or_assign(entry.st.st_ino, Seen{entry.st.st_ctim, *entry.info});
+      }
+    }
+    remember_listing(key, std::move(listing));
+  }
+  return entries;
 }
 
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix) {
-  return read_entry(dirfd, name, prefix, false);
+  struct stat st;
+  if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
+  return read_entry(dirfd, st.st_dev, name, prefix, false);
 }
 
 struct Draft::State {

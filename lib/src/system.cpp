@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <linux/limits.h>
 #include <linux/openat2.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -168,6 +169,22 @@ std::string mount_of(dev_t device) {
     if (type != std::string::npos && line.find(wanted) < type) return line.substr(type + 3);
   }
   return {};
+}
+
+std::mutex& memory_mutex() {
+  static std::mutex& mutex = *[] {
+    auto* const made = new std::mutex;  // outlives whatever arrays are left when the process ends
+    pthread_atfork([] { memory_mutex().lock(); }, [] { memory_mutex().unlock(); },
+                   [] { memory_mutex().unlock(); });
+    return made;
+  }();
+  return mutex;
+}
+
+bool settled(const timespec& changed, const timespec& now) noexcept {
+  const std::int64_t age =
+      (now.tv_sec - changed.tv_sec) * 1'000'000'000 + (now.tv_nsec - changed.tv_nsec);
+  return age >= 20'000'000;
 }
 
 std::string human_size(std::uint64_t bytes) {

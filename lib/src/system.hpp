@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,6 +56,15 @@ void unmake(std::vector<Place::Made>& made) noexcept;
 // What /proc/self/mountinfo says of the file system on a device: "TYPE SOURCE OPTIONS"; empty where
 // it is not mounted in sight.
 std::string mount_of(dev_t device);
+
+// Guards what the library remembers from call to call. A child of fork(2) has it unlocked, whatever
+// its parent's other threads were doing.
+std::mutex& memory_mutex();
+
+// Whether a file whose ctime is `changed` can be told by it from what it becomes later. now: of no
+// later than when the file was read (CLOCK_REALTIME_COARSE). The clock of files has ticks of up to
+// 10 ms.
+bool settled(const timespec& changed, const timespec& now) noexcept;
 
 // "1.5 MiB".
 std::string human_size(std::uint64_t bytes);

@@ -396,13 +396,16 @@ def test_a_replaced_name_never_fails(space, mode):
 def test_attach_by_the_mounts_path(space):
     """Maps what is behind, which the kernel's list of mappings shows."""
     uri, behind, point = space
-    a = sharr.create(f"{uri}/d/a", (3, 4))
+    sharr.create(f"{uri}/d/a", (3, 4))
     for path in (str(point / "d/a"), point / "d/a", f"file://{point}/d/a"):
         b = sharr.attach(path)
         b[1] += 1
         with open("/proc/self/maps") as maps:
             assert any(str(behind / "d/a") in line for line in maps)
-        del b
+        a = sharr.attach(f"{uri}/d/a")
+        assert a.base.addr == b.base.addr  # of one object, by whatever name
+        del a, b
+    a = sharr.attach(f"{uri}/d/a")
     assert a[1].tolist() == [3] * 4
     assert sharr.info(point / "d/a").shape == (3, 4)
     assert [info.shape for info in sharr.list(point)] == [(3, 4)]

@@ -3,9 +3,15 @@
 
 #include <gtest/gtest.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+#include <vector>
 
 #include "support.hpp"
 
@@ -135,6 +141,91 @@ TEST_F(Drafts, PathsMayBeLongerThanOneCallTakes) {
   EXPECT_EQ(found.st_ino, deepest.st_ino);
   EXPECT_FALSE(open_beneath(directory_.get(), std::string(5000, 'x'), O_RDONLY));
   EXPECT_EQ(errno, ENAMETOOLONG);
+}
+
+// What list() says of a directory's arrays, as text.
+std::string listed(const test::Namespace& space) {
+  std::string text;
+  for (const Info& info : list(space.directory())) {
+    text += info.name.substr(info.name.rfind('/') + 1) + info.dtype.descr() +
+            shape_text(info.shape) + " ";
+  }
+  return text;
+}
+
+class Listings : public testing::Test {
+ protected:
+  // Until a change is told by the time of the file.
+  static void settle() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+  void overwrite(std::string_view leaf, const Shape& shape, const char* dtype) {
+    const std::string header =
+        format_header({.name = {}, .dtype = Dtype(dtype), .shape = shape, .format = {}});
+    std::fstream(space_.path(leaf), std::ios::in | std::ios::out | std::ios::binary)
+        .write(header.data(), static_cast<std::streamsize>(header.size()));
+  }
+
+  test::Namespace space_;
+};
+
+TEST_F(Listings, SeeWhatHasChangedSinceTheLast) {
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  create(space_.uri("b"), {4}, Dtype("f4"));
+  settle();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(listed(space_), "a<f8(3,) b<f4(4,) ");
+  overwrite("a", {6}, "<f4");
+  EXPECT_EQ(listed(space_), "a<f4(6,) b<f4(4,) ");
+  remove(space_.uri("a"));
+  create(space_.uri("a"), {1}, Dtype("i2"));
+  EXPECT_EQ(listed(space_), "a<i2(1,) b<f4(4,) ");
+  settle();
+  EXPECT_EQ(listed(space_), "a<i2(1,) b<f4(4,) ");
+  rename(space_.uri("a"), space_.uri("c"));
+  EXPECT_EQ(listed(space_), "b<f4(4,) c<i2(1,) ");
+  std::filesystem::resize_file(space_.path("b"), 4097);
+  EXPECT_EQ(listed(space_), "c<i2(1,) ");
+  std::filesystem::resize_file(space_.path("b"), 4096 + 16);
+  EXPECT_EQ(listed(space_), "b<f4(4,) c<i2(1,) ");
+  test::write_file(space_.path("b"), "text");
+  test::write_file(space_.path("d"), npy(2));
+  EXPECT_EQ(listed(space_), "c<i2(1,) d|u1(2,) ");
+}
+
+TEST_F(Listings, AreRightWhenOneChangeFollowsAnother) {
+  create(space_.uri("a"), {100}, Dtype("u1"));
+  for (int i = 1; i < 100; ++i) {
+    overwrite("a", {i}, "|u1");
+    ASSERT_EQ(listed(space_), "a|u1" + shape_text({i}) + " ");
+  }
+}
+
+TEST_F(Listings, OfManyReadByThreads) {
+  constexpr int count = 3000;
+  for (int i = 0; i < count; ++i) create(space_.uri(std::to_string(i)), {i}, Dtype("u1"));
+  for (int round = 0; round < 3; ++round) {
+    const std::vector<Info> found = list(space_.directory());
+    ASSERT_EQ(found.size(), static_cast<std::size_t>(count));
+    EXPECT_TRUE(std::ranges::is_sorted(found, {}, &Info::name));
+    for (const Info& info : found) {
+      EXPECT_EQ(info.name.substr(info.name.rfind('/') + 1), std::to_string(info.nbytes));
+    }
+    settle();
+  }
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] { EXPECT_EQ(list(space_.directory()).size(), count); });
+  }
+}
+
+TEST_F(Listings, DoNotTellOneUserWhatAnotherMayRead) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs to be root";
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  std::filesystem::permissions(space_.path("a"), std::filesystem::perms::owner_read);
+  settle();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(listed(space_), "a<f8(3,) ");
+  ASSERT_EQ(seteuid(65534), 0);
+  const std::string theirs = listed(space_);
+  ASSERT_EQ(seteuid(0), 0);
+  EXPECT_EQ(theirs, "");
 }
 
 TEST(Files, AreReadWithoutAMapping) {

@@ -1,8 +1,10 @@
 // Named arrays shared between processes: create, fill, attach, wait for, rename, delete, list.
 //
 // An array is a file that holds a valid NPY file whose data starts on a page boundary (FORMAT.md).
-// The file system is the only registry: nothing is cached here, nothing runs in the background, and
-// a process that dies at any instruction leaves nothing to repair.
+// The file system is the only registry: nothing runs in the background, and a process that dies at
+// any instruction leaves nothing to repair. What the library remembers of files it looks up again
+// by their inode and ctime each time; a header that is overwritten through a mapping changes
+// neither.
 //
 // Names
 //   shm://a          the file /dev/shm/a; one more leading slash is accepted, as shm_open has it
