@@ -77,8 +77,7 @@ py::dtype numpy_dtype(const sharr::Dtype& dtype) {
   return made;
 }
 
-// The other way; TypeError for what an NPY file cannot give back.
-sharr::Dtype library_dtype(const py::dtype& dtype) {
+sharr::Dtype library_dtype_of(const py::dtype& dtype) {
   const bool structured = !dtype.attr("names").is_none();
   try {
     std::string descr;
@@ -99,6 +98,19 @@ sharr::Dtype library_dtype(const py::dtype& dtype) {
   }
   throw py::type_error("dtype " + py::str(py::handle(dtype)).cast<std::string>() +
                        " cannot be shared: the NPY format has no way to write it");
+}
+
+// The other way; TypeError for what an NPY file cannot give back. NumPy has one object for each of
+// the common dtypes, which are kept: to look at one takes longer than a system call.
+sharr::Dtype library_dtype(const py::dtype& dtype) {
+  static auto& cache =
+      *new std::unordered_map<PyObject*, sharr::Dtype>;  // outlives the interpreter
+  if (const auto found = cache.find(dtype.ptr()); found != cache.end()) return found->second;
+  sharr::Dtype result = library_dtype_of(dtype);
+  if (!result.structured() && cache.size() < 64) {  // names can be changed, the rest cannot
+    cache.emplace(dtype.inc_ref().ptr(), result);
+  }
+  return result;
 }
 
 sharr::Shape shape_of(const py::object& object) {
@@ -348,7 +360,7 @@ struct Spec {
   Spec(const py::object& shape, const py::object& dtype, const py::object& order)
       : extents(shape_of(shape)) {
     py::dtype type = py::dtype::from_args(dtype);
-    if (type.itemsize() == 0 || !type.attr("subdtype").is_none()) {
+    if (type.itemsize() == 0 || (type.kind() == 'V' && !type.attr("subdtype").is_none())) {
       // What numpy.zeros makes of these: S1 of S, and a sub-array's shape is the array's.
       const py::array probe =
           py::module_::import("numpy").attr("empty")(py::make_tuple(0), type).cast<py::array>();

@@ -1,49 +1,86 @@
-"""Times sharr and its peers side by side and prints medians, ratios and their spread.
+"""Times sharr, its peers and its floors side by side.
 
-usage: bench.py PYTHON, where PYTHON has the package SharedArray
+usage: bench.py PEER_PYTHON FLOOR OUTPUT [ROW ...]
 
-Every row is measured in rounds; in each round ours and the peer run one after the other, so that a
-machine whose speed drifts does so for both. The ratio is the median over the rounds.
+PEER_PYTHON has the package SharedArray, FLOOR is the program built from floor.cpp. Every row is
+measured in rounds; in each, all sides run one after the other, so that a machine whose speed drifts
+does so for all. A ratio is the median over the rounds of ours divided by the other's: below 1, ours
+is faster. Runs in a mount namespace of its own, as root, with a /dev/shm of its own for each page
+size, so that nothing of the machine's is touched.
 """
 
+import contextlib
+import json
+import mmap
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 
-ROUNDS = 15
-NAME = f"sharr-bench-{os.getpid()}"
+PEER, FLOOR, OUTPUT = sys.argv[1:4]
+ME = sys.executable
+SHM = "/dev/shm"
+GIB = 1 << 30
 
 # Runs in the Python of whoever is measured: setup once, then for each number on stdin that many
-# repetitions of the statement, in seconds each.
+# repetitions of the statement, in seconds each; or what sample() returns, where setup defines that.
 WORKER = """
 import sys, time
 exec(sys.argv[1])
-code = compile(sys.argv[2], "statement", "exec")
-def run(count):
-    for _ in range(count):
-        exec(code, globals())
-run(50)
+if sys.argv[2]:
+    code = compile(sys.argv[2], "statement", "exec")
+    def sample(count):
+        start = time.perf_counter()
+        for _ in range(count):
+            exec(code, globals())
+        return (time.perf_counter() - start) / count
 for line in sys.stdin:
-    count = int(line)
-    start = time.perf_counter()
-    run(count)
-    print((time.perf_counter() - start) / count, flush=True)
+    print(sample(int(line)), flush=True)
+"""
+
+# A sample() in a process of its own: what is first there is first.
+FRESH = """
+import os
+def sample(count):
+    ends = os.pipe()
+    if os.fork() == 0:
+        try:
+            start = time.perf_counter()
+            work()
+            os.write(ends[1], repr(time.perf_counter() - start).encode())
+        finally:
+            os._exit(0)
+    os.close(ends[1])
+    text = os.read(ends[0], 100)
+    os.close(ends[0])
+    os.wait()
+    return float(text)
 """
 
 
 class Side:
-    def __init__(self, label, python, setup, statement):
+    """One of those that are compared: a process that answers counts with seconds."""
+
+    def __init__(self, label, command, ours=True):
+        environment = {k: v for k, v in os.environ.items() if ours or k != "PYTHONPATH"}
+        # shared_memory takes what another process may still use for leaked, and removes it.
+        environment["PYTHONWARNINGS"] = "ignore"
         self.label = label
+        self.samples = []
         self.process = subprocess.Popen(
-            [python, "-c", WORKER, setup, statement], stdin=-1, stdout=-1, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def measure(self, count):
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"bench: {self.label} has failed, see above")
+        return float(answer)
 
     def close(self):
         self.process.stdin.close()
@@ -51,90 +88,350 @@ class Side:
         self.process.stdout.close()
 
 
-def row(what, count, ours, *peers):
-    """Prints a line per peer."""
-    sides = [ours, *peers]
-    times = {side.label: [] for side in sides}
-    for _ in range(ROUNDS):
+def ours(setup, statement="", label="sharr"):
+    return Side(label, [ME, "-c", WORKER, "import sharr\n" + setup, statement])
+
+
+def dropin(setup, statement):
+    setup = "import SharedArray as S\n" + setup
+    return Side("SharedArray (ours)", [ME, "-c", WORKER, setup, statement])
+
+
+def upstream(setup, statement=""):
+    setup = "import SharedArray as S\n" + setup
+    return Side("SharedArray", [PEER, "-c", WORKER, setup, statement], ours=False)
+
+
+def plain(label, setup, statement=""):
+    return Side(label, [ME, "-c", WORKER, setup, statement])
+
+
+def floor(name, file="none"):
+    label = "floor" if name in ("attach", "create", "touch") else name
+    return Side(label, [FLOOR, name, f"{SHM}/{file}"])
+
+
+results = []
+
+
+def progress(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def give_back():
+    """Touch memory, and let it go.
+
+    A virtual machine's host may have taken back what was free for some seconds, and what it takes
+    to be given it again is no side's doing.
+    """
+    with mmap.mmap(-1, 5 * GIB // 2, flags=mmap.MAP_PRIVATE) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, len(memory), 2 << 20):
+            memory[at] = 1
+
+
+def row(what, count, rounds, first, others, limits={}, before=lambda: None):
+    """Measures, and prints a line for each other side.
+
+    limits: what the ratio must not exceed. before: called before each sample.
+    """
+    progress(what)
+    sides = [first, *others]
+    for side in sides:
+        side.measure(count)  # warm
+    for _ in range(rounds):
         for side in sides:
-            times[side.label].append(side.measure(count))
+            before()
+            side.samples.append(side.measure(count))
     for side in sides:
         side.close()
-    for peer in peers:
-        ratios = sorted(a / b for a, b in zip(times[ours.label], times[peer.label]))
-        micro = [statistics.median(times[side.label]) * 1e6 for side in (ours, peer)]
-        print(
-            f"| {what} | {ours.label} {micro[0]:.1f} µs | {peer.label} {micro[1]:.1f} µs "
-            f"| {statistics.median(ratios):.2f} | {ratios[len(ratios) // 4]:.2f}"
-            f"–{ratios[-1 - len(ratios) // 4]:.2f} |",
-            flush=True,
-        )
+    for other in others:
+        ratios = sorted(a / b for a, b in zip(first.samples, other.samples))
+        report(what, first, other, ratios, limits.get(other.label))
 
 
-def main(peer):
-    me = sys.executable
-    a, s, m, f = (f"{NAME}-{letter}" for letter in "asmf")
-    print(f"{ROUNDS} rounds; ratio below 1: sharrfs is faster. Array of 1 KiB unless said otherwise.\n")
-    print("| what | ours | other | ratio | quartiles |\n| --- | --- | --- | --- | --- |")
-    ours = f"import sharr; sharr.create({a!r}, 128, exist_ok=True)"
-    dropin = f"import SharedArray as S; import sharr; sharr.create({a!r}, 128, exist_ok=True)"
-    real = (
-        f"import SharedArray as S\ntry: S.create({s!r}, 128)\nexcept FileExistsError: pass"
+def report(what, first, other, ratios, limit):
+    quarter = len(ratios) // 4
+    found = {
+        "what": what, "ours": first.label, "other": other.label,
+        "ours_seconds": first.samples, "other_seconds": other.samples,
+        "ratio": statistics.median(ratios), "quartiles": [ratios[quarter], ratios[-1 - quarter]],
+        "limit": limit,
+    }  # fmt: skip
+    results.append(found)
+    print(
+        f"| {what} | {first.label} {duration(first.samples)} | {other.label} "
+        f"{duration(other.samples)} | {found['ratio']:.2f} "
+        f"| {found['quartiles'][0]:.2f}–{found['quartiles'][1]:.2f} | {verdict(found)} |",
+        flush=True,
     )
-    memory = (
-        "from multiprocessing import shared_memory\nimport numpy as np\n"
-        f"try: shared_memory.SharedMemory({m!r}, True, 1024).close()\nexcept FileExistsError: pass"
-    )
-    load = f"import numpy as np\nnp.save('/dev/shm/{f}.npy', np.zeros(128))"
-    def real_side(statement):
-        ours = os.environ.pop("PYTHONPATH")  # where the drop-in has the same name
-        side = Side("SharedArray", peer, real, statement)
-        os.environ["PYTHONPATH"] = ours
-        return side
 
-    def attach_memory():
-        return Side(
-            "shared_memory", me, memory,
-            f"x = shared_memory.SharedMemory({m!r}); y = np.ndarray(128, float, x.buf); "
-            "del y; x.close()",
-        )  # fmt: skip
 
-    def attach_load():
-        return Side("np.load(mmap_mode)", me, load, f"x = np.load('/dev/shm/{f}.npy', mmap_mode='r+')")
+def verdict(found):
+    if found["limit"] is None:
+        return "–"
+    return f"≤ {found['limit']}{'' if found['ratio'] <= found['limit'] else ' missed'}"
 
-    row("attach", 300, Side("sharr", me, ours, f"x = sharr.attach({a!r})"),
-        real_side(f"x = S.attach({s!r})"), attach_memory(), attach_load())  # fmt: skip
-    row("attach, drop-in", 300, Side("SharedArray (ours)", me, dropin, f"x = S.attach({a!r})"),
-        real_side(f"x = S.attach({s!r})"))  # fmt: skip
-    new = f"{NAME}-new"
-    row("create + delete", 200,
-        Side("sharr", me, ours, f"x = sharr.create({new!r}, 128); sharr.delete({new!r})"),
-        real_side(f"x = S.create({new + 's'!r}, 128); S.delete({new + 's'!r})"),
-        Side("shared_memory", me, memory,
-             f"x = shared_memory.SharedMemory({new + 'm'!r}, True, 1024); x.close(); x.unlink()"),
-        )  # fmt: skip
 
-    size = 256 << 20
-    with tempfile.TemporaryDirectory() as point:
+def duration(samples):
+    seconds = statistics.median(samples)
+    for unit, scale in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+@contextlib.contextmanager
+def shm(options):
+    """A /dev/shm of its own while the block runs."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", SHM], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", SHM], check=True)
+
+
+SMALL = "size=80%,nr_inodes=1m"
+HUGE = SMALL + ",huge=advise"
+
+# Everybody's array of 1 KiB.
+MAKE = "sharr.create('a', 128, exist_ok=True)\n"
+MAKE_UPSTREAM = "try: S.create('shm://s', 128)\nexcept FileExistsError: pass\n"
+MAKE_MEMORY = (
+    "from multiprocessing import shared_memory\nimport numpy as np\n"
+    "try: shared_memory.SharedMemory('m', True, 1024).close()\nexcept FileExistsError: pass\n"
+)
+ATTACH_MEMORY = (
+    "x = shared_memory.SharedMemory('m'); y = np.ndarray(128, float, x.buf); del y; x.close()"
+)
+SAVE = f"import numpy as np\nnp.save('{SHM}/f.npy', np.zeros(128))\n"
+DUMP = f"import joblib, numpy as np\njoblib.dump(np.zeros(128), '{SHM}/j')\n"
+
+
+def memory_side():
+    return plain("shared_memory", MAKE_MEMORY, ATTACH_MEMORY)
+
+
+def load_side():
+    return plain("np.load(mmap_mode)", SAVE, f"x = np.load('{SHM}/f.npy', mmap_mode='r+'); del x")
+
+
+def attach():
+    with shm(SMALL):
+        row("attach", 300, 15, ours(MAKE, "x = sharr.attach('a'); del x"),
+            [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side(),
+             plain("np.memmap", SAVE, f"x = np.memmap('{SHM}/f.npy', float, 'r+', 128, 128); del x"),
+             plain("joblib.load", DUMP, f"x = joblib.load('{SHM}/j', mmap_mode='r+'); del x"),
+             floor("attach", "a")], {"SharedArray": 1.15})  # fmt: skip
+        row("attach, drop-in", 300, 15, dropin("import sharr\n" + MAKE, "x = S.attach('shm://a'); del x"),
+            [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side()],
+            {"SharedArray": 1.0, "shared_memory": 0.45, "np.load(mmap_mode)": 0.15})  # fmt: skip
+        row("attach again, while attached", 300, 15,
+            ours(MAKE + "held = sharr.attach('a'); time.sleep(0.1)", "x = sharr.attach('a'); del x"),
+            [upstream(MAKE_UPSTREAM + "held = S.attach('shm://s')", "x = S.attach('shm://s'); del x")],
+            {"SharedArray": 0.45})  # fmt: skip
+
+
+def create():
+    with shm(SMALL):
+        row("create + delete", 200, 15, ours("", "x = sharr.create('n', 128); sharr.delete('n')"),
+            [floor("create", "x"),
+             upstream("", "x = S.create('shm://o', 128); S.delete('shm://o')"),
+             plain("shared_memory", MAKE_MEMORY,
+                   "x = shared_memory.SharedMemory('p', True, 1024); x.close(); x.unlink()")],
+            {"floor": 1.1, "SharedArray": 1.0})  # fmt: skip
+
+
+FILL = "x = {}; x[:] = 1; del x; {}"
+
+
+def fill():
+    for what, options, limit in (("huge pages", HUGE, 0.33), ("4 KiB pages", SMALL, 1.1)):
+        with shm(options):
+            row(f"create + fill 1 GiB, {what}", 1, 7,
+                ours("", FILL.format(f"sharr.create('n', {GIB}, 'u1')", "sharr.delete('n')")),
+                [upstream("", FILL.format(f"S.create('shm://o', {GIB}, 'u1')", "S.delete('shm://o')"))],
+                {"SharedArray": limit}, give_back)  # fmt: skip
+
+
+TOUCH = "x = {}; x[::4096] = 1; del x"
+
+
+def touch():
+    with shm(HUGE):
+        row("attach + touch 1 GiB again, huge pages", 1, 7,
+            ours(f"x = sharr.create('a', {GIB}, 'u1'); del x", TOUCH.format("sharr.attach('a')")),
+            [upstream(f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = 1; del x",
+                      TOUCH.format("S.attach('shm://o')")),
+             floor("touch", "a")], {"SharedArray": 0.05, "floor": 1.5}, give_back)  # fmt: skip
+
+
+def put():
+    source = f"import numpy as np\ns = np.ones({GIB}, 'u1')\n"
+    for what, options, limits in (("huge pages", HUGE, {"memcpy": 1.15}), ("4 KiB pages", SMALL, {})):
+        with shm(options):
+            row(f"put 1 GiB, {what}", 1, 7,
+                ours(source, "x = sharr.put('n', s, replace=True); del x"),
+                [floor("memcpy"), floor("memcpy-threads"),
+                 upstream(source, f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x; S.delete('shm://o')"),
+                 plain("np.save", source, f"np.save('{SHM}/f.npy', s)")], limits, give_back)  # fmt: skip
+
+
+def list_():
+    alone = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {SMALL} none {SHM} && exec "$@"', "sh"]
+
+    def pair(number, first=False):
+        """Both list all of a /dev/shm, so that each has its own."""
+        sides = []
+        for label, python, module, call, create in (
+            ("sharr", ME, "sharr", "sharr.list()", "sharr.create(f'a{i}', 128)"),
+            ("SharedArray", PEER, "SharedArray", "SharedArray.list()",
+             "SharedArray.create(f'shm://a{i}', 128)"),
+        ):  # fmt: skip
+            setup = f"import {module}\nfor i in range({number}): {create}\ntime.sleep(0.1)\n"
+            setup += f"def work(): {call}\n" + (FRESH if first else "")
+            command = [*alone, python, "-c", WORKER, setup, "" if first else "work()"]
+            sides.append(Side(label, command, ours=python == ME))
+        return sides[0], sides[1:]
+
+    row("list 10,000, first", 1, 9, *pair(10_000, True), {"SharedArray": 0.6})
+    row("list 10,000, again", 1, 15, *pair(10_000), {"SharedArray": 0.3})
+    for number in (1, 100, 100_000):
+        row(f"list {number:,}, again", 1 if number > 100 else 300, 7, *pair(number))
+
+
+def import_():
+    """The time that an import takes beyond NumPy's, each in a fresh process."""
+
+    def importing(module, label, python=ME):
+        program = f"import numpy, time; s = time.perf_counter(); import {module}; "
+        program += "print(time.perf_counter() - s)"
+        setup = "import subprocess, sys\ndef sample(count):\n"
+        setup += f"    return float(subprocess.check_output([sys.executable, '-c', {program!r}]))"
+        return Side(label, [python, "-c", WORKER, setup, ""], ours=python == ME)
+
+    row("import sharr", 1, 15, importing("sharr", "sharr"),
+        [importing("multiprocessing.shared_memory", "shared_memory"),
+         importing("joblib", "joblib")])  # fmt: skip
+    row("import SharedArray", 1, 15, importing("SharedArray", "SharedArray (ours)"),
+        [importing("SharedArray", "SharedArray", PEER)])  # fmt: skip
+
+
+def mount():
+    with shm(SMALL), tempfile.TemporaryDirectory() as point:
         subprocess.run(["build/bin/sharrfs", "shm://", point], check=True)
-        big = f"{NAME}-big"
-        setup = (
-            f"import sharr, os\na = sharr.create({big!r}, {size}, 'u1', exist_ok=True); a[:] = 1\n"
-            "b = bytearray(1 << 20)\n"
-        )
-        read = f"for o in range(0, {size}, 1 << 20): os.preadv(fd, [b], o)"
-        row("read 256 MiB in 1 MiB blocks", 1,
-            Side("mount", me, setup + f"fd = os.open('{point}/{big}', os.O_RDONLY)", read),
-            Side("file in /dev/shm", me, setup + f"fd = os.open('/dev/shm/{big}', os.O_RDONLY)", read),
-            )  # fmt: skip
-        subprocess.run(["umount" if os.geteuid() == 0 else "fusermount3",
-                        *([] if os.geteuid() == 0 else ["-u"]), point], check=True)  # fmt: skip
+        try:
+            mount_rows(point)
+        finally:
+            subprocess.run(["umount", point], check=True)
+
+
+def mount_rows(point):
+    size = 256 << 20
+    base = f"import os, mmap, random\nx = sharr.create('big', {size}, 'u1', exist_ok=True); x[:] = 1; del x\n"
+    opened = "fd = os.open('{}/big', os.O_RDWR)\n"
+
+    def pair(what, count, setup, statement, limit, rounds=15):
+        through = ours(base + opened.format(point) + setup, statement, "mount")
+        beside = ours(base + opened.format(SHM) + setup, statement, "tmpfs")
+        row(what, count, rounds, through, [beside], {"tmpfs": limit})
+
+    # By time, so that less is better: at least 0.95 and 0.9 of the speed.
+    pair("read 256 MiB in 1 MiB blocks", 1, "b = bytearray(1 << 20)\n",
+         f"for o in range(0, {size}, 1 << 20): os.preadv(fd, [b], o)", 1.05)  # fmt: skip
+    pair("4 KiB random reads", 1,
+         f"b = bytearray(4096); r = random.Random(1); at = [r.randrange(0, {size}, 4096) for _ in range(20000)]\n",
+         "for o in at: os.preadv(fd, [b], o)", 1.11)  # fmt: skip
+    pair("mmap faults", 1, "import numpy as np\n",
+         f"m = mmap.mmap(fd, {size}); v = np.frombuffer(m, 'u1'); v[::4096].sum(); del v; m.close()", 1.11)  # fmt: skip
+    pair("in-place writes of 1 MiB", 1, "b = bytes(1 << 20)\n",
+         f"for o in range(4096, {size} - (1 << 20), 1 << 20): os.pwrite(fd, b, o)", 1.11)  # fmt: skip
+    make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
+    row("stat", 300, 15, ours(make, f"os.stat('{point}/a')", "mount"),
+        [ours(make, f"os.stat('{SHM}/a')", "tmpfs")], {"tmpfs": 1.15})  # fmt: skip
+    # What an empty request takes: statfs, which the kernel never answers itself.
+    empty = plain("empty request", f"import os\nfd = os.open('{point}', os.O_RDONLY)\n", "os.statvfs(fd)")
+    row("getxattr", 300, 15, ours(make, f"os.getxattr('{point}/a', 'user.sharr.dtype')", "mount"), [empty])
+    empty = plain("empty request", f"import os\nfd = os.open('{point}', os.O_RDONLY)\n", "os.statvfs(fd)")
+    row("open + read header + close", 300, 15,
+        ours(make, f"fd = os.open('{point}/a', os.O_RDONLY); os.pread(fd, 4096, 0); os.close(fd)", "mount"), [empty])  # fmt: skip
+    many = "import os\nfor i in range(10000): sharr.create(f'many/{i}', 128, exist_ok=True)\n"
+    warm = "import subprocess\ndef ls(where): subprocess.run(['ls', '-l', where], stdout=subprocess.DEVNULL, check=True)\n"
+    cold = "def drop(): open('/proc/sys/vm/drop_caches', 'w').write('2')\n"
+    sample = "def sample(count):\n    drop(); s = time.perf_counter(); ls('{}/many'); return time.perf_counter() - s\n"
+    row("ls -l of 10,000, warm", 1, 7, ours(many + warm, f"ls('{point}/many')", "mount"),
+        [ours(many + warm, f"ls('{SHM}/many')", "tmpfs")], {"tmpfs": 2})  # fmt: skip
+    row("ls -l of 10,000, cold", 1, 7, ours(many + warm + cold + sample.format(point), "", "mount"),
+        [ours(many + warm + cold + sample.format(SHM), "", "tmpfs")], {"tmpfs": 6})  # fmt: skip
+    daemon = subprocess.check_output(["pidof", "sharrfs"], text=True).split()
+    for pid in daemon:
+        argv = open(f"/proc/{pid}/cmdline").read().split("\0")
+        if point in argv:
+            peak = re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())[1]
+            print(f"\nThe daemon, with 10,000 arrays seen: {int(peak) / 1024:.1f} MiB (at most 32)\n")
+            results.append({"what": "daemon's memory", "bytes": int(peak) * 1024})
+
+
+ROWS = {
+    "attach": attach, "create": create, "fill": fill, "touch": touch, "put": put, "list": list_,
+    "import": import_, "mount": mount,
+}  # fmt: skip
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*:\s*(.*)", file.read())
+    versions = {}
+    for python, packages in ((ME, "numpy joblib"), (PEER, "numpy SharedArray")):
+        code = f"import importlib.metadata as m\nfor p in '{packages}'.split(): print(p, m.version(p))"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, env={})
+        name = "peer's " if python == PEER else ""
+        versions |= {f"{name}{k}": v for k, v in map(str.split, done.stdout.splitlines())}
+    return {
+        "processor": model[1] if model else platform.machine(), "processors": os.cpu_count(),
+        "kernel": platform.release(), "python": platform.python_version(), **versions,
+    }  # fmt: skip
+
+
+def draw():
+    """The ratios, as bars from 1: to the left ours is faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [r for r in results if "ratio" in r][::-1]
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
+    for y, found in enumerate(rows):
+        missed = found["limit"] is not None and found["ratio"] > found["limit"]
+        color = "tab:red" if missed else "tab:blue" if found["ratio"] <= 1 else "tab:gray"
+        axes.barh(y, found["ratio"] - 1, left=1, color=color)
+        axes.plot(found["quartiles"], [y, y], color="black", linewidth=1)
+        if found["limit"] is not None:
+            axes.plot(found["limit"], y, marker="|", color="tab:orange", markersize=9, markeredgewidth=2)
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{r['what']}: {r['ours']} / {r['other']}" for r in rows])
+    axes.set_xlabel("time of ours / time of the other (below 1 ours is faster; orange: the limit)")
+    for suffix in ("png", "svg"):
+        figure.savefig(os.path.join(OUTPUT, f"ratios.{suffix}"), dpi=120)
+
+
+def main(names):
+    unknown = set(names) - set(ROWS)
+    if unknown:
+        sys.exit(f"bench: no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    about = machine()
+    print(" · ".join(f"{key} {value}" for key, value in about.items()) + "\n")
+    print("| what | ours | other | ratio | quartiles | limit |\n| --- | --- | --- | --- | --- | --- |")
+    for name in names or ROWS:
+        ROWS[name]()
+    os.makedirs(OUTPUT, exist_ok=True)
+    with open(os.path.join(OUTPUT, "results.json"), "w") as file:
+        json.dump({"machine": about, "rows": results}, file, indent=1)
+    draw()
+    progress(f"wrote results.json, ratios.png and ratios.svg to {OUTPUT}")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    finally:
-        for entry in os.listdir("/dev/shm"):
-            if entry.startswith(NAME):
-                os.unlink(f"/dev/shm/{entry}")
+    main(sys.argv[4:])

@@ -77,6 +77,9 @@ ON_PURPOSE = [
     (r"^trailer", "", "every trailer is read, whichever build wrote it"),
     (r"reserved at create", "", "memory is reserved"),
     (r"mapping permissions", "", "made without a name, so the kernel shows none"),
+    # A process maps an object once
+    (r"^life/attach sees create", r"shares memory|one address", "both are on one mapping"),
+    (r"^life/del$", r"mapped after del", "the one mapping stays, made without a name"),
     # Details of types
     (r"", r"base/type", "the type of base"),
     (r"", r"base/size", "without a trailer there is no size but the data's"),

@@ -1,0 +1,126 @@
+// What the kernel and the memory take by themselves: the floor under each row of the benchmark.
+//
+//   floor ROW FILE
+//
+// For each number on stdin does the row's work that many times, and prints the seconds each took.
+// FILE: on the file system that is measured.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr std::size_t gib = std::size_t{1} << 30;
+constexpr std::size_t page = 4096;
+constexpr std::size_t small = page + 1024;  // the file of an array of 1 KiB
+
+template <class T>
+T check(T result, const char* what) {
+  if (result != static_cast<T>(-1)) return result;
+  std::perror(what);
+  std::exit(1);
+}
+
+char* map(int fd, std::size_t size, int flags = MAP_SHARED) {
+  void* const base = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+  if (base == MAP_FAILED) check(-1, "mmap");
+  return static_cast<char*>(base);
+}
+
+char* populated_memory() {
+  char* const base = map(-1, gib, MAP_PRIVATE | MAP_ANONYMOUS);
+  madvise(base, gib, MADV_HUGEPAGE);
+  std::memset(base, 1, gib);
+  return base;
+}
+
+void attach(const std::string& path) {
+  struct stat st;
+  char head[page];
+  const int fd = check(open(path.c_str(), O_RDWR | O_CLOEXEC), "open");
+  check(fstat(fd, &st), "fstat");
+  check(pread(fd, head, sizeof(head), 0), "pread");
+  char* const base = map(fd, small);
+  close(fd);
+  munmap(base, small);
+}
+
+void create_and_delete(const std::string& path) {
+  const std::string directory = path.substr(0, path.rfind('/') + 1);
+  struct stat st;
+  char head[page] = {};
+  const int fd = check(open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666), "O_TMPFILE");
+  check(fallocate(fd, 0, 0, small), "fallocate");
+  check(fstat(fd, &st), "fstat");
+  char* const base = map(fd, small);
+  check(pwrite(fd, head, sizeof(head), 0), "pwrite");
+  if (linkat(fd, "", AT_FDCWD, path.c_str(), AT_EMPTY_PATH) != 0) {
+    const std::string self = "/proc/self/fd/" + std::to_string(fd);
+    check(linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW), "linkat");
+  }
+  close(fd);
+  munmap(base, small);
+  const int again = check(open(path.c_str(), O_RDONLY | O_CLOEXEC), "open");
+  check(fstat(again, &st), "fstat");
+  check(pread(again, head, sizeof(head), 0), "pread");
+  close(again);
+  check(unlink(path.c_str()), "unlink");
+}
+
+void touch(const std::string& path) {
+  const int fd = check(open(path.c_str(), O_RDWR | O_CLOEXEC), "open");
+  char* const base = map(fd, page + gib);
+  close(fd);
+  for (std::size_t at = page; at < page + gib; at += page) base[at] = 1;
+  munmap(base, page + gib);
+}
+
+void copy(char* to, const char* from, unsigned threads) {
+  std::vector<std::jthread> others;
+  const std::size_t each = gib / threads;
+  for (unsigned i = 1; i < threads; ++i) {
+    others.emplace_back([=] { std::memcpy(to + each * i, from + each * i, each); });
+  }
+  std::memcpy(to, from, each);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  const std::string path = argv[2];
+  char* from = nullptr;
+  char* to = nullptr;
+  const std::map<std::string, std::function<void()>> rows = {
+      {"attach", [&] { attach(path); }},
+      {"create", [&] { create_and_delete(path); }},
+      {"touch", [&] { touch(path); }},
+      {"memcpy", [&] { copy(to, from, 1); }},
+      {"memcpy-threads",
+       [&] { copy(to, from, std::max(1U, std::thread::hardware_concurrency())); }},
+  };
+  const auto& work = rows.at(argv[1]);
+  if (std::string(argv[1]).starts_with("memcpy"))
+    from = populated_memory(), to = populated_memory();
+  for (int count; std::cin >> count;) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < count; ++i) work();
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    std::printf("%.9f\n", taken.count() / count);
+    std::fflush(stdout);
+  }
+}
