@@ -267,10 +267,14 @@ struct stat FileSystem::presented(struct stat st) const {
   return st;
 }
 
-fuse_entry_param FileSystem::entry_of(const NodePtr& node, const struct stat& st) {
-  fuse_entry_param reply{};  // timeouts of 0: what is beside the mount may change at any time
+fuse_entry_param FileSystem::entry_of(const NodePtr& node, const struct stat& st, double name,
+                                      double attributes) {
+  fuse_entry_param reply{};
   reply.attr = presented(st);
   reply.ino = node->id;
+  reply.entry_timeout = name;
+  reply.attr_timeout = attributes;
+  node->epoch = name > 0 ? epoch_ : 0;
   ++node->lookups;
   return reply;
 }
@@ -281,6 +285,7 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
   const std::shared_lock tree(tree_mutex_);
   const FileDescriptor directory = open_directory(parent);
   const std::string prefix = prefix_of(parent);
+  const std::uint64_t changes = changes_of(parent);
   std::optional<Entry> entry;
   FileDescriptor fd;
   do {
@@ -289,31 +294,43 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
     fd = FileDescriptor();
     if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
-  const Key key = key_of(entry->st);
-  const std::lock_guard lock(mutex_);
-  auto [known, added] = ids_.try_emplace(key, next_id_);
-  NodePtr& node = nodes_[known->second];
-  if (added) {
-    node = std::make_shared<Node>();
-    node->id = next_id_++;
-    node->directory = S_ISDIR(entry->st.st_mode);
-    node->key = key;
-    node->fd = std::move(fd);
+  fuse_entry_param reply;
+  bool remembered_elsewhere = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto [node, added] = node_of(entry->st);
+    if (added && node->directory) {
+      node->fd = std::move(fd);
+      watch(node);
+    }
+    // The root has no name, even if a bind mount or a race shows it below itself.
+    if (node->id == FUSE_ROOT_ID) return entry_of(node, entry->st);
+    remembered_elsewhere = place(node, parent, name);
+    const double time = name_time(*node, entry->st, changes);
+    // What is in a directory has changed its times before it was watched, maybe.
+    const bool steady = time > 0 && !(added && node->directory);
+    reply = entry_of(node, entry->st, time, steady ? attribute_time(*node, entry->st) : 0);
   }
-  // The root has no name, even if a bind mount or a race shows it below itself.
-  if (node->id != FUSE_ROOT_ID) {
-    node->parent = parent;
-    node->name = name;
-  }
-  return entry_of(node, entry->st);
+  if (remembered_elsewhere) expire_names();
+  return reply;
+}
+
+std::pair<FileSystem::NodePtr, bool> FileSystem::node_of(const struct stat& st) {
+  const Key key = key_of(st);
+  const auto [known, added] = ids_.try_emplace(key, next_id_);
+  if (!added) return {nodes_.at(known->second), false};
+  auto node = std::make_shared<Node>();
+  node->id = next_id_++;
+  node->directory = S_ISDIR(st.st_mode);
+  node->key = key;
+  nodes_.emplace(node->id, node);
+  return {std::move(node), true};
 }
 
 void FileSystem::moved(const struct stat& st, const NodePtr& parent, const std::string& name) {
   const auto known = ids_.find(key_of(st));
   if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
-  Node& node = *nodes_.at(known->second);
-  node.parent = parent;
-  node.name = name;
+  place(nodes_.at(known->second), parent, name);
 }
 
 void FileSystem::forget(fuse_ino_t id, std::uint64_t count) {
@@ -330,6 +347,8 @@ void FileSystem::drop(fuse_ino_t id, std::uint64_t count) {
   const auto known = ids_.find(node.key);
   if (known != ids_.end() && known->second == id) ids_.erase(known);
   drafts_.erase(found->second);
+  unplace(node);
+  unwatch(node);
   nodes_.erase(found);
 }
 
@@ -398,31 +417,34 @@ std::pair<std::unique_ptr<FileSystem::Handle>, int> FileSystem::open_handle(cons
 // Undoes what writes that the kernel passed through have done to the array as such: a header that
 // is none any more, and what they have added behind the end. A file that has become another array
 // since, as when somebody wrote it anew beside the mount, is left alone.
-void FileSystem::repair(const Handle& handle) noexcept {
+bool FileSystem::repair(const Handle& handle) noexcept {
   const Node& node = *handle.node;
   const int fd = handle.fd.get();
   struct stat st;
-  if (node.writing || fstat(fd, &st) != 0 || st.st_size < node.size) return;
+  if (node.writing || fstat(fd, &st) != 0 || st.st_size < node.size) return false;
+  bool restored = false;
   try {
     struct stat unbounded = st;
     unbounded.st_size = std::numeric_limits<off_t>::max();  // a header, whatever it promises
     const sharr::Info info = read_array(fd, unbounded);
-    if (info.offset + info.nbytes != node.data_end) return;
+    if (info.offset + info.nbytes != node.data_end) return false;
   } catch (const std::exception&) {
     const auto size = static_cast<ssize_t>(node.header.size());
-    if (size == 0) return;
+    if (size == 0) return false;
     if (pwrite(fd, node.header.data(), node.header.size(), 0) != size) {
       fuse_log(FUSE_LOG_ERR, "%s: its header is overwritten, and cannot be restored: %s\n",
                printable(node.name).c_str(), strerror(errno));
-      return;
+      return false;
     }
+    restored = true;
     fuse_log(FUSE_LOG_NOTICE, "%s: its header was overwritten, and is restored\n",
              printable(node.name).c_str());
   }
-  if (st.st_size > node.size && ftruncate(fd, node.size) != 0) {
-    fuse_log(FUSE_LOG_ERR, "%s: cannot remove what was written beyond its end: %s\n",
-             printable(node.name).c_str(), strerror(errno));
-  }
+  if (st.st_size <= node.size) return restored;
+  if (ftruncate(fd, node.size) == 0) return true;
+  fuse_log(FUSE_LOG_ERR, "%s: cannot remove what was written beyond its end: %s\n",
+           printable(node.name).c_str(), strerror(errno));
+  return restored;
 }
 
 // Notes what repair() goes by. mutex_ is held, and nobody has the node open.
@@ -446,19 +468,22 @@ bool FileSystem::last_close(const NodePtr& node, pid_t tid, pid_t opener) {
 
 void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
   const NodePtr node = handle->node;
+  bool repaired = false;
+  bool draft = false;
   {
     const std::lock_guard lock(mutex_);
     std::erase(node->handles, handle.get());
-    if (handle->writable) repair(*handle);
+    if (handle->writable) repaired = repair(*handle);
     std::erase_if(node->lock_owners,
                   [&](const auto& owner) { return owner.second->through == handle.get(); });
     if (node->handles.empty()) {
       node->header = std::string();
       if (node->backing_id != 0) passthrough::close(session_, std::exchange(node->backing_id, 0));
     }
-    if (!node->handles.empty() || !node->writing) return;
+    draft = node->handles.empty() && node->writing;
   }
-  settle(node);
+  if (repaired) expire_attributes(node->id);
+  if (draft) settle(node);
 }
 
 // Files that are being written
@@ -710,10 +735,21 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   }
   writing.published = true;
   const struct stat st = stat_of(writing.draft.fd());
-  const std::lock_guard lock(mutex_);
-  remember(*node, writing.draft.fd(), st, info);
-  drafts_.erase(node);
-  node->writing.reset();
+  std::vector<fuse_ino_t> changed{parent->id};
+  {
+    const std::lock_guard lock(mutex_);
+    remember(*node, writing.draft.fd(), st, info);
+    drafts_.erase(node);
+    node->writing.reset();
+    ++parent->changes;
+    for (const NodePtr& replaced : placed_at(*parent, name)) {
+      unplace(*replaced);
+      changed.push_back(replaced->id);
+    }
+  }
+  // At once, and not when inotify tells: whoever looks after this sees it.
+  if (changed.size() > 1) expire_names();
+  for (const fuse_ino_t id : changed) expire_attributes(id);
 }
 
 }  // namespace sharrfs

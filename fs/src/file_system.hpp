@@ -1,10 +1,10 @@
 // The FUSE file system: arrays and namespaces below one directory, as files and directories.
 //
 // Holds no truth of its own. A node is a name for an inode of the backing file system that the
-// kernel has asked about; everything said of it is read from there at the moment of asking, so that
-// nothing changed beside the mount can be stale. A file's node holds no descriptor unless somebody
-// has it open: a descriptor would keep a deleted array's memory. A directory's holds one (O_PATH),
-// so that it is found wherever it goes.
+// kernel has asked about; everything said of it is read from there at the moment of asking, and
+// what the kernel remembers of it expires when it changes; see coherence.cpp. A file's node holds
+// no descriptor unless somebody has it open: a descriptor would keep a deleted array's memory. A
+// directory's holds one (O_PATH), so that it is found wherever it goes.
 //
 // A file that is being written is a sharr::Draft, which has no name on the backing file system and
 // none here, until whoever writes it closes it; see finish().
@@ -13,6 +13,7 @@
 #include <fuse_lowlevel.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@
 
 #include "locks.hpp"
 #include "process.hpp"
+#include "watches.hpp"
 
 namespace sharrfs {
 
@@ -50,8 +52,11 @@ class FileSystem {
     mount_ = mount;
   }
 
+  // To be called before the loop runs, with the rights that it will have: where changes of the
+  // source can be watched, lets the kernel remember what it has been told.
+  void start_watching();
   // To be called after the loop, while the session still is.
-  void stop() { lock_waiters_.stop(); }
+  void stop();
 
   // Whether the kernel lets this daemon pass files of the source through; asks it, so the mount has
   // to be answering. errno says why not.
@@ -82,23 +87,62 @@ class FileSystem {
   sharr::FileDescriptor open_node(const NodePtr& node, int flags, struct stat& st);
   sharr::FileDescriptor open_directory(const NodePtr& node);
   void bind(Node& node, const Key& key);
+  // The node of a file, new when there is none. mutex_ is held.
+  std::pair<NodePtr, bool> node_of(const struct stat& st);
   struct stat stat_node(const NodePtr& node);
   struct stat presented(struct stat st) const;
   std::vector<std::pair<std::string, std::string>> attributes(fuse_ino_t id);
 
   // Looks a name up and counts that; ENOENT when there is nothing to show.
   fuse_entry_param enter(const NodePtr& parent, const std::string& name);
-  fuse_entry_param entry_of(const NodePtr& node, const struct stat& st);  // mutex_ is held
+  // remember: for how many seconds the kernel may do so with the name, and with the attributes.
+  fuse_entry_param entry_of(const NodePtr& node, const struct stat& st, double name = 0,
+                            double attributes = 0);  // mutex_ is held
   void forget(fuse_ino_t id, std::uint64_t count);
   void drop(fuse_ino_t id, std::uint64_t count);  // mutex_ is held
   void moved(const struct stat& st, const NodePtr& parent, const std::string& name);  // as well
+
+  // What the kernel remembers; coherence.cpp. Those in this block are called with mutex_ held.
+  static bool written(
+      const Node& node);  // open for writing here: its attributes are not remembered
+  void watch(const NodePtr& node);
+  void unwatch(Node& node);
+  // Whether the entries of a directory are as they were when it had changed so often.
+  bool holds(std::uint64_t changes, const Node& directory) const;
+  // For how many seconds attributes read from now on may be remembered.
+  double attribute_time(const Node& node, const struct stat& st) const;
+  double name_time(const Node& node, const struct stat& st, std::uint64_t changes) const;
+  // Where a node is, so that a change there leads to it. True when the kernel may remember another
+  // name of it: names are to expire then.
+  bool place(const NodePtr& node, const NodePtr& parent, const std::string& name);
+  void unplace(Node& node);
+  std::vector<NodePtr> placed_at(const Node& parent, const std::string& name) const;
+  // And these without.
+  void remember_if(unsigned minor);  // of the protocol that the kernel speaks
+  // To be asked before its entries are looked at.
+  std::uint64_t changes_of(const NodePtr& directory);
+  void read_directory(const NodePtr& node, Directory& directory);
+  void expire_names();
+  // False when the kernel has no such inode.
+  bool expire_attributes(fuse_ino_t id) const;
+  void forget_everything();
+  // Whether another file, or none, has the name of a file that somebody has open. To open it by
+  // that name is to open the other; by a descriptor, as through /proc/self/fd, it is not. Answered
+  // ESTALE, a thread looks the name up or, without one, insists.
+  bool displaced(const NodePtr& node);
+  bool insists(const NodePtr& node, pid_t tid);
+  void looks_up(pid_t tid);
+  void listed(Directory& directory);
+  void taken(Directory& directory);
+  int noticed(const std::vector<Watches::Event>& events);
 
   // Open files. A backing id of 0 stands for direct_io.
   std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags, pid_t tid);
   // Whether a descriptor that the thread has closed was the last one of a file that opener opened.
   bool last_close(const NodePtr& node, pid_t tid, pid_t opener);
   void close(std::unique_ptr<Handle> handle) noexcept;
-  static void repair(const Handle& handle) noexcept;
+  // True when something was to be done.
+  static bool repair(const Handle& handle) noexcept;
   static void remember(Node& node, int fd, const struct stat& st, const sharr::Info& info);
 
   // Files that are being written.
@@ -124,6 +168,8 @@ class FileSystem {
   fuse_session* session_ = nullptr;
   process::Mount mount_{};
   LockWaiters lock_waiters_;
+  Watches watches_;
+  std::atomic<bool> remembers_{false};
 
   // Held exclusively while a name changes its place, so that a look-up that has seen the old place
   // does not write it down after the new one.
@@ -135,6 +181,13 @@ class FileSystem {
   std::map<Key, fuse_ino_t> ids_;
   std::set<NodePtr> drafts_;  // the nodes with a Writing
   std::map<pid_t, Truncation> truncations_;
+  std::map<pid_t, fuse_ino_t> insisting_;        // what threads were last refused by insists()
+  std::unordered_map<int, fuse_ino_t> watched_;  // directories, by watch
+  std::unordered_multimap<std::size_t, fuse_ino_t> places_;  // by hash of parent and name
+  std::uint64_t epoch_ = 1;                                  // of the names that the kernel has
+  std::size_t listings_ = 0;                                 // Directory::in_kernel
+  bool repeat_ = false;                                      // names expired during one of them
+  int repeat_after_ = 0;                                     // milliseconds
 };
 
 }  // namespace sharrfs

@@ -129,7 +129,9 @@ void add_mount_options(fuse_args* args, const std::string& source) {
 
 void check_mount_point(const std::string& path, int source) {
   struct statx point {};
-  if (statx(AT_FDCWD, path.c_str(), AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &point) != 0) {
+  // Asks whoever has mounted there, even if the kernel remembers what the answer was.
+  constexpr int flags = AT_NO_AUTOMOUNT | AT_STATX_FORCE_SYNC;
+  if (statx(AT_FDCWD, path.c_str(), flags, STATX_BASIC_STATS, &point) != 0) {
     if (errno == ENOTCONN || errno == ECONNABORTED) {
       throw Failure(
           fmt::format("{}: a mount whose daemon has died; 'umount {}' first", path, path));
@@ -313,9 +315,11 @@ int mount(fuse_args* args, const Options& options, const fuse_cmdline_opts& cmdl
     const auto mounted = process::mount_at(point.c_str());
     if (!mounted) throw Failure(fmt::format("{}: {}", point, strerror(errno)));
     fs.set_session(session.get(), *mounted);
-    mallopt(M_ARENA_MAX, 2);  // threads come and go, and each would leave one behind
-    umask(0);                 // callers have their own, which the kernel has applied
+    mallopt(M_ARENA_MAX, 2);                // threads come and go, and each would leave one behind
+    mallopt(M_MMAP_THRESHOLD, 128 * 1024);  // the default, for good: a listing leaves no hole
+    umask(0);                               // callers have their own, which the kernel has applied
     drop_privileges();
+    fs.start_watching();
     result = passthrough::prepare(session.get());
     if (result == 0) {
       watcher.mounted();

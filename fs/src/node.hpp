@@ -36,10 +36,11 @@ struct FileSystem::Handle {
 struct FileSystem::Directory {
   struct Item {
     std::string name;
-    ino_t ino;
-    mode_t mode;
+    struct stat st;
   };
   std::vector<Item> items;
+  std::uint64_t changes = 0;  // before that
+  bool in_kernel = false;     // entries are on their way to names there
 };
 
 // An array that is being written.
@@ -98,6 +99,10 @@ struct FileSystem::Node {
   std::string name;
   // Of a directory, for good; none where descriptors have run out.
   sharr::FileDescriptor fd;
+  bool placed = false;        // parent and name are in places_
+  std::uint64_t epoch = 0;    // when the kernel was last told to remember its name
+  int watch = -1;             // of a directory
+  std::uint64_t changes = 0;  // in it
   WritingPtr writing;
   // While it is open: one backing id for all, because the kernel has room for one.
   std::vector<Handle*> handles;

@@ -41,8 +41,12 @@ struct FileSystem::Operations {
     return *static_cast<FileSystem*>(fuse_req_userdata(request));
   }
 
+  // of: what the request is about. A file that is not there any more may be so by a name that the
+  // kernel remembers: upon ESTALE it looks again, and answers ENOENT itself.
+  enum class Of { name, inode, opening };
+
   template <class F>
-  static void answer(fuse_req_t request, F&& f, bool opens = false) {
+  static void answer(fuse_req_t request, F&& f, Of of = Of::name) {
     int errnum = 0;
     try {
       f();
@@ -55,8 +59,9 @@ struct FileSystem::Operations {
       fuse_log(FUSE_LOG_ERR, "%s\n", error.what());
       errnum = EIO;
     }
+    if (of != Of::name && errnum == ENOENT) errnum = ESTALE;
     // Whatever fails, an open that was on its way has.
-    if (!opens) self_of(request).end_overwriting(nullptr, caller_of(request));
+    if (of != Of::opening) self_of(request).end_overwriting(nullptr, caller_of(request));
     fuse_reply_err(request, errnum);
   }
 
@@ -64,7 +69,10 @@ struct FileSystem::Operations {
 
   static Handle& handle(fuse_file_info* file) { return *reinterpret_cast<Handle*>(file->fh); }
 
-  static void init(void*, fuse_conn_info* conn) { passthrough::enable(conn); }
+  static void init(void* fs, fuse_conn_info* conn) {
+    passthrough::enable(conn);
+    static_cast<FileSystem*>(fs)->remember_if(conn->proto_minor);
+  }
 
   static void reply_entry(fuse_req_t request, FileSystem& fs, const fuse_entry_param& entry) {
     // An interrupted request was not delivered, so it will not be forgotten either.
@@ -75,6 +83,7 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       const NodePtr directory = fs.find(parent);
+      fs.looks_up(caller_of(request));
       if (const auto draft = fs.enter_overwriting(directory, name, caller_of(request))) {
         return reply_entry(request, fs, *draft);
       }
@@ -93,62 +102,80 @@ struct FileSystem::Operations {
   }
 
   static void getattr(fuse_req_t request, fuse_ino_t id, fuse_file_info*) {
-    answer(request, [&] {
-      FileSystem& fs = self_of(request);
-      const struct stat st = fs.presented(fs.stat_node(fs.find(id)));
-      fuse_reply_attr(request, &st, 0);
-    });
+    answer(
+        request,
+        [&] {
+          FileSystem& fs = self_of(request);
+          const NodePtr node = fs.find(id);
+          const struct stat st = fs.stat_node(node);
+          const struct stat shown = fs.presented(st);
+          double time = 0;
+          bool nameless = false;
+          {
+            const std::lock_guard lock(fs.mutex_);
+            time = fs.attribute_time(*node, st);
+            nameless = st.st_nlink == 0 && node->epoch == fs.epoch_;
+          }
+          // Who sees that a file has no name must not find it by one.
+          if (nameless) fs.expire_names();
+          fuse_reply_attr(request, &shown, time);
+        },
+        Of::inode);
   }
 
   static void setattr(fuse_req_t request, fuse_ino_t id, struct stat* attr, int to_set,
                       fuse_file_info*) {
-    answer(request, [&] {
-      FileSystem& fs = self_of(request);
-      const NodePtr node = fs.find(id);
-      struct stat st;
-      const FileDescriptor opened = fs.open_node(node, O_PATH, st);
-      const std::string path = self(opened.get());
-      if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
-        // The size is an array's for good; what is no array yet may have any.
-        if (const Unpublished draft = fs.unpublished(node)) {
-          if (ftruncate(draft->draft.fd(), attr->st_size) != 0) fail(errno);
-        } else if (attr->st_size != st.st_size) {
-          fail(EPERM);
-        }
-      }
-      if ((to_set & FUSE_SET_ATTR_MODE) != 0 && S_ISREG(st.st_mode) &&
-          (attr->st_mode & (S_ISUID | S_ISGID)) != 0) {
-        fail(EPERM);
-      }
-      {
-        const AsCaller caller(request);
-        if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0) {
-          const uid_t uid =
-              (to_set & FUSE_SET_ATTR_UID) != 0 ? attr->st_uid : static_cast<uid_t>(-1);
-          const gid_t gid =
-              (to_set & FUSE_SET_ATTR_GID) != 0 ? attr->st_gid : static_cast<gid_t>(-1);
-          if (fchownat(opened.get(), "", uid, gid, AT_EMPTY_PATH) != 0) fail(errno);
-        }
-        if ((to_set & FUSE_SET_ATTR_MODE) != 0 &&
-            chmod(path.c_str(), attr->st_mode & ~static_cast<mode_t>(S_IFMT)) != 0) {
-          fail(errno);
-        }
-        const timespec times[] = {
-            time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
-            time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
-        const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
-        if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
-      }
-      st = fs.presented(fs.stat_node(node));
-      fuse_reply_attr(request, &st, 0);
-    });
+    answer(
+        request,
+        [&] {
+          FileSystem& fs = self_of(request);
+          const NodePtr node = fs.find(id);
+          struct stat st;
+          const FileDescriptor opened = fs.open_node(node, O_PATH, st);
+          const std::string path = self(opened.get());
+          if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
+            // The size is an array's for good; what is no array yet may have any.
+            if (const Unpublished draft = fs.unpublished(node)) {
+              if (ftruncate(draft->draft.fd(), attr->st_size) != 0) fail(errno);
+            } else if (attr->st_size != st.st_size) {
+              fail(EPERM);
+            }
+          }
+          if ((to_set & FUSE_SET_ATTR_MODE) != 0 && S_ISREG(st.st_mode) &&
+              (attr->st_mode & (S_ISUID | S_ISGID)) != 0) {
+            fail(EPERM);
+          }
+          {
+            const AsCaller caller(request);
+            if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0) {
+              const uid_t uid =
+                  (to_set & FUSE_SET_ATTR_UID) != 0 ? attr->st_uid : static_cast<uid_t>(-1);
+              const gid_t gid =
+                  (to_set & FUSE_SET_ATTR_GID) != 0 ? attr->st_gid : static_cast<gid_t>(-1);
+              if (fchownat(opened.get(), "", uid, gid, AT_EMPTY_PATH) != 0) fail(errno);
+            }
+            if ((to_set & FUSE_SET_ATTR_MODE) != 0 &&
+                chmod(path.c_str(), attr->st_mode & ~static_cast<mode_t>(S_IFMT)) != 0) {
+              fail(errno);
+            }
+            const timespec times[] = {
+                time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
+                time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
+            const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
+            if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
+          }
+          st = fs.presented(fs.stat_node(node));
+          fuse_reply_attr(request, &st,
+                          0);  // to this the kernel listens even if it has changed since
+        },
+        Of::inode);
   }
 
   // Open files
 
   static void open(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
     answer(
-        request, [&] { open_file(request, id, file); }, true);
+        request, [&] { open_file(request, id, file); }, Of::opening);
   }
 
   static void open_file(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
@@ -175,6 +202,8 @@ struct FileSystem::Operations {
       fail(ESTALE);
     } else if ((file->flags & O_APPEND) != 0) {
       fail(EPERM);  // an array does not grow
+    } else if (fs.displaced(node) && !fs.insists(node, caller_of(request))) {
+      fail(ESTALE);  // by a name that the kernel remembers, it looks again
     }
     auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
     if (const AsCaller caller(request); caller.switched() && retry != Retry::draft) {
@@ -185,6 +214,7 @@ struct FileSystem::Operations {
         fail(errnum);
       }
     }
+    if (opened->writable) fs.expire_attributes(id);  // see written()
     file->fh = reinterpret_cast<std::uint64_t>(opened.get());
     Handle* const handle = opened.release();
     // Never cached: the pages change without the kernel's FUSE side knowing.
@@ -260,12 +290,14 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       const Handle& closed = handle(file);
+      bool repaired = false;
       {
         const std::lock_guard lock(fs.mutex_);
         // As POSIX has it, whichever descriptor the process has closed.
         closed.node->lock_owners.erase(file->lock_owner);
-        if (closed.writable) repair(closed);
+        if (closed.writable) repaired = repair(closed);
       }
+      if (repaired) fs.expire_attributes(closed.node->id);
       // The kernel says later that the file is closed, and lets go of the lock only then.
       if (closed.flocked && fs.last_close(closed.node, caller_of(request), closed.opener)) {
         ::flock(closed.fd.get(), LOCK_UN);
@@ -433,41 +465,71 @@ struct FileSystem::Operations {
 
   static void readdir(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset,
                       fuse_file_info* file) {
-    answer(request, [&] {
-      FileSystem& fs = self_of(request);
-      std::vector<Directory::Item>& items = reinterpret_cast<Directory*>(file->fh)->items;
-      if (offset == 0) {  // the start, or rewinddir
-        const NodePtr node = fs.find(id);
-        struct stat st;
-        const FileDescriptor fd = fs.open_node(node, O_PATH | O_DIRECTORY, st);
-        items.clear();
-        for (const char* name : {".", ".."}) {
-          items.push_back({.name = name, .ino = st.st_ino, .mode = st.st_mode});
+    answer(request, [&] { list(request, id, size, offset, file, false); });
+  }
+
+  static void readdirplus(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset,
+                          fuse_file_info* file) {
+    answer(request, [&] { list(request, id, size, offset, file, true); });
+  }
+
+  // plus: with what a look-up of each array would answer, and counted as one.
+  static void list(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset,
+                   fuse_file_info* file, bool plus) {
+    FileSystem& fs = self_of(request);
+    auto& directory = *reinterpret_cast<Directory*>(file->fh);
+    const NodePtr node = fs.find(id);
+    fs.taken(directory);
+    if (offset == 0) fs.read_directory(node, directory);  // the start, or rewinddir
+    std::vector<char> buffer(size);
+    std::vector<fuse_ino_t> entered;
+    size_t used = 0;
+    bool remembered_elsewhere = false;
+    {
+      std::unique_lock lock(fs.mutex_, std::defer_lock);
+      if (plus) lock.lock();
+      plus = plus && fs.holds(directory.changes, *node);
+      for (auto i = static_cast<size_t>(offset); i < directory.items.size(); ++i) {
+        const auto& [name, st] = directory.items[i];
+        char* const at = buffer.data() + used;
+        const size_t left = size - used;
+        const auto next = static_cast<off_t>(i + 1);
+        size_t length = 0;
+        if (!lock.owns_lock()) {
+          length = fuse_add_direntry(request, at, left, name.c_str(), &st, next);
+          if (length > left) break;
+        } else {
+          length = fuse_add_direntry_plus(request, nullptr, 0, name.c_str(), nullptr, 0);
+          if (length > left) break;
+          fuse_entry_param entry{};  // ino 0: no more than the name
+          entry.attr = st;
+          if (plus && S_ISREG(st.st_mode)) {
+            const NodePtr file_node = fs.node_of(st).first;
+            if (!file_node->writing) {
+              remembered_elsewhere |= fs.place(file_node, node, name);
+              const double time = fs.name_time(*file_node, st, directory.changes);
+              const double attributes = time > 0 ? fs.attribute_time(*file_node, st) : 0;
+              entry = fs.entry_of(file_node, st, time, attributes);
+              entered.push_back(file_node->id);
+            }
+          }
+          fuse_add_direntry_plus(request, at, left, name.c_str(), &entry, next);
         }
-        for (sharr::Entry& entry : sharr::scan(fd.get(), fs.prefix_of(node))) {
-          items.push_back(
-              {.name = std::move(entry.name), .ino = entry.st.st_ino, .mode = entry.st.st_mode});
-        }
-      }
-      std::vector<char> buffer(size);
-      size_t used = 0;
-      struct stat st {};
-      for (auto i = static_cast<size_t>(offset); i < items.size(); ++i) {
-        st.st_ino = items[i].ino;
-        st.st_mode = items[i].mode;
-        const size_t length =
-            fuse_add_direntry(request, buffer.data() + used, size - used, items[i].name.c_str(),
-                              &st, static_cast<off_t>(i + 1));
-        if (length > size - used) break;
         used += length;
       }
-      fuse_reply_buf(request, buffer.data(), used);
-    });
+    }
+    if (remembered_elsewhere) fs.expire_names();
+    if (!entered.empty()) fs.listed(directory);
+    if (fuse_reply_buf(request, buffer.data(), used) == 0) return;
+    for (const fuse_ino_t each : entered) fs.forget(each, 1);
   }
 
   static void releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
-    delete reinterpret_cast<Directory*>(file->fh);
-    fuse_reply_err(request, 0);
+    answer(request, [&] {
+      const std::unique_ptr<Directory> directory(reinterpret_cast<Directory*>(file->fh));
+      self_of(request).taken(*directory);
+      fuse_reply_err(request, 0);
+    });
   }
 
   static void fsyncdir(fuse_req_t request, fuse_ino_t id, int, fuse_file_info*) {
@@ -507,6 +569,10 @@ struct FileSystem::Operations {
       {
         const AsCaller caller(request);
         if (unlinkat(fd.get(), name, directory ? AT_REMOVEDIR : 0) != 0) fail(errno);
+      }
+      {
+        const std::lock_guard lock(fs.mutex_);  // the kernel forgets the name by itself
+        for (const NodePtr& removed : fs.placed_at(*node, name)) fs.unplace(*removed);
       }
       fuse_reply_err(request, 0);
     });
@@ -561,27 +627,34 @@ struct FileSystem::Operations {
   // Attributes
 
   static void getxattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
-    answer(request, [&] {
-      // The kernel asks for others (security.capability, ACLs) on its own account.
-      if (!std::string_view(name).starts_with(attribute_prefix)) fail(ENODATA);
-      for (const auto& [key, value] : self_of(request).attributes(id)) {
-        if (key == name) return reply_xattr(request, value, size);
-      }
-      fail(ENODATA);
-    });
+    answer(
+        request,
+        [&] {
+          // The kernel asks for others (security.capability) on its own account, and ls(1) for each
+          // file until it hears that there are none at all.
+          if (!std::string_view(name).starts_with("user.")) fail(EOPNOTSUPP);
+          for (const auto& [key, value] : self_of(request).attributes(id)) {
+            if (key == name) return reply_xattr(request, value, size);
+          }
+          fail(ENODATA);
+        },
+        Of::inode);
   }
 
   static void listxattr(fuse_req_t request, fuse_ino_t id, size_t size) {
-    answer(request, [&] {
-      std::string names;
-      FileSystem& fs = self_of(request);
-      // A directory's is for attach() and create(), and nothing to be copied with it.
-      if (fs.find(id)->directory) return reply_xattr(request, names, size);
-      for (const auto& [key, value] : fs.attributes(id)) {
-        if (value.size() <= XATTR_SIZE_MAX) names += key + '\0';
-      }
-      reply_xattr(request, names, size);
-    });
+    answer(
+        request,
+        [&] {
+          std::string names;
+          FileSystem& fs = self_of(request);
+          // A directory's is for attach() and create(), and nothing to be copied with it.
+          if (fs.find(id)->directory) return reply_xattr(request, names, size);
+          for (const auto& [key, value] : fs.attributes(id)) {
+            if (value.size() <= XATTR_SIZE_MAX) names += key + '\0';
+          }
+          reply_xattr(request, names, size);
+        },
+        Of::inode);
   }
 
   static void reply_xattr(fuse_req_t request, const std::string& value, size_t size) {
@@ -645,6 +718,7 @@ const fuse_lowlevel_ops& FileSystem::operations() {
     ops.getlk = Operations::getlk;
     ops.opendir = Operations::opendir;
     ops.readdir = Operations::readdir;
+    ops.readdirplus = Operations::readdirplus;
     ops.releasedir = Operations::releasedir;
     ops.fsyncdir = Operations::fsyncdir;
     ops.mkdir = Operations::mkdir;

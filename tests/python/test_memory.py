@@ -134,7 +134,10 @@ def test_memory_ends_half_way(options):
 
 
 def test_processors_by_affinity():
-    program = "import os; from sharr import _core; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(_core.available_processors())"
+    program = (
+        "import os; from sharr import _core; "
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(_core.available_processors())"
+    )
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "1\n"
     assert 1 <= _core.available_processors() <= len(os.sched_getaffinity(0))
 

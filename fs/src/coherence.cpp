@@ -1,0 +1,321 @@
+// What the kernel may remember of names and attributes, and how it hears that they have changed.
+//
+// An answer says for how long the kernel may do without asking. It may when inotify tells of all
+// that could make the answer wrong; then it is told:
+//
+// - FUSE_NOTIFY_INVAL_INODE: the attributes of an inode are to be asked for again.
+// - FUSE_NOTIFY_INC_EPOCH: all names are to be looked up again. FUSE_NOTIFY_INVAL_ENTRY would do it
+//   for one, but waits for the lock of its directory, which is held by whoever waits for an answer
+//   of this daemon: killed while both wait, it could not die, and the mount would hang for ever.
+//   Linux has the epoch since 6.16 (FUSE 7.44); before, nothing is remembered.
+//
+// Neither waits for anything. What is not there is never remembered, so that a new name needs no
+// word. What inotify does not tell ends with the time that was given: a store to a mapping sets the
+// time of modification, a read that of access, and a file system may be mounted on a directory.
+#include <sys/inotify.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <functional>
+
+#include "file_system.hpp"
+#include "node.hpp"
+
+namespace sharrfs {
+namespace {
+
+// Of an answer that inotify watches over, in seconds.
+constexpr double remembered = 10;
+
+// How often it is said again that names have changed, while the kernel may still be at work on a
+// listing from before: in milliseconds, doubling.
+constexpr int first_repeat = 4;
+constexpr int last_repeat = static_cast<int>(remembered * 1000);
+
+// Linux's include/uapi/linux/fuse.h.
+constexpr std::int32_t inc_epoch = 8;
+constexpr unsigned inc_epoch_minor = 44;
+struct OutHeader {
+  std::uint32_t length;
+  std::int32_t error;  // of a notification, its code
+  std::uint64_t unique;
+};
+
+// Whether all changes on the file system are made on this machine, past inotify.
+bool is_local(int fd) {
+  constexpr std::uint32_t known[] = {0x01021994,   // tmpfs
+                                     0x858458F6,   // ramfs
+                                     0x0000EF53,   // ext2, ext3, ext4
+                                     0x58465342,   // xfs
+                                     0x9123683E,   // btrfs
+                                     0xF2F52010,   // f2fs
+                                     0x794C7630};  // overlayfs
+  struct statfs st;
+  if (fstatfs(fd, &st) != 0) return false;
+  return std::ranges::find(known, static_cast<std::uint32_t>(st.f_type)) != std::end(known);
+}
+
+std::size_t place_hash(fuse_ino_t parent, std::string_view name) {
+  return std::hash<std::string_view>{}(name) ^ (parent * 0x9E3779B97F4A7C15U);
+}
+
+}  // namespace
+
+void FileSystem::start_watching() {
+  if (!is_local(source_.get())) return;
+  const auto handler = [this](const std::vector<Watches::Event>& events) {
+    try {
+      return noticed(events);
+    } catch (const std::exception& error) {  // memory has run out
+      fuse_log(FUSE_LOG_ERR, "no longer remembers names: %s\n", error.what());
+      forget_everything();
+      return -1;
+    }
+  };
+  if (!watches_.start(handler)) {
+    fuse_log(FUSE_LOG_NOTICE, "inotify: %s; names and attributes are not remembered\n",
+             strerror(errno));
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  watch(nodes_.at(FUSE_ROOT_ID));
+}
+
+void FileSystem::remember_if(unsigned minor) { remembers_ = minor >= inc_epoch_minor; }
+
+void FileSystem::stop() {
+  watches_.stop();
+  lock_waiters_.stop();
+}
+
+void FileSystem::watch(const NodePtr& node) {
+  if (!node->fd) return;
+  node->watch = watches_.add(node->fd.get());
+  if (node->watch >= 0) watched_[node->watch] = node->id;
+}
+
+void FileSystem::unwatch(Node& node) {
+  if (node.watch < 0) return;
+  watched_.erase(node.watch);
+  watches_.remove(std::exchange(node.watch, -1));
+}
+
+// What is open for writing here changes all the time. And the kernel drops an answer during which
+// it is told to ask again, so that lseek(2) would find an end that is none any more.
+bool FileSystem::written(const Node& node) {
+  return std::ranges::any_of(node.handles, [](const Handle* handle) { return handle->writable; });
+}
+
+double FileSystem::name_time(const Node& node, const struct stat& st, std::uint64_t changes) const {
+  if (!holds(changes, *node.parent) || node.writing) return 0;
+  // With a second name it may change where nobody looks.
+  return node.directory || st.st_nlink == 1 ? remembered : 0;
+}
+
+double FileSystem::attribute_time(const Node& node, const struct stat& st) const {
+  if (!remembers_ || node.writing || written(node)) return 0;
+  if (node.directory) return node.watch >= 0 ? remembered : 0;
+  const bool watched = node.placed && node.parent->watch >= 0 && st.st_nlink == 1;
+  return watched ? remembered : 0;
+}
+
+std::uint64_t FileSystem::changes_of(const NodePtr& directory) {
+  const std::lock_guard lock(mutex_);
+  return directory->changes;
+}
+
+bool FileSystem::holds(std::uint64_t changes, const Node& directory) const {
+  return remembers_ && directory.watch >= 0 && directory.changes == changes;
+}
+
+bool FileSystem::place(const NodePtr& node, const NodePtr& parent, const std::string& name) {
+  if (node->placed && node->parent == parent && node->name == name) return false;
+  const bool remembered_elsewhere = node->placed && node->epoch == epoch_;
+  unplace(*node);
+  node->parent = parent;
+  node->name = name;
+  places_.emplace(place_hash(parent->id, name), node->id);
+  node->placed = true;
+  return remembered_elsewhere;
+}
+
+void FileSystem::unplace(Node& node) {
+  if (!node.placed) return;
+  node.placed = false;
+  const auto [begin, end] = places_.equal_range(place_hash(node.parent->id, node.name));
+  for (auto at = begin; at != end; ++at) {
+    if (at->second != node.id) continue;
+    places_.erase(at);
+    return;
+  }
+}
+
+std::vector<FileSystem::NodePtr> FileSystem::placed_at(const Node& parent,
+                                                       const std::string& name) const {
+  std::vector<NodePtr> result;
+  const auto [begin, end] = places_.equal_range(place_hash(parent.id, name));
+  for (auto at = begin; at != end; ++at) {
+    const NodePtr& node = nodes_.at(at->second);
+    if (node->parent.get() == &parent && node->name == name) result.push_back(node);
+  }
+  return result;
+}
+
+void FileSystem::expire_names() {
+  {
+    const std::lock_guard lock(mutex_);
+    ++epoch_;  // before the kernel's, so that what has this one has not an earlier one there
+    if (listings_ > 0) repeat_ = true;
+  }
+  const OutHeader notification{.length = sizeof(OutHeader), .error = inc_epoch, .unique = 0};
+  if (write(fuse_session_fd(session_), &notification, sizeof(notification)) < 0 &&
+      errno != ENODEV && remembers_.exchange(false)) {  // ENODEV: unmounted
+    fuse_log(FUSE_LOG_ERR, "cannot make the kernel forget names: %s\n", strerror(errno));
+  }
+}
+
+bool FileSystem::expire_attributes(fuse_ino_t id) const {
+  // With an offset below 0, attributes only.
+  return fuse_lowlevel_notify_inval_inode(session_, id, -1, 0) != -ENOENT;
+}
+
+void FileSystem::read_directory(const NodePtr& node, Directory& directory) {
+  struct stat st;
+  const sharr::FileDescriptor fd = open_node(node, O_PATH | O_DIRECTORY, st);
+  directory.changes = changes_of(node);
+  directory.items.clear();
+  for (const char* name : {".", ".."}) directory.items.push_back({.name = name, .st = st});
+  for (sharr::Entry& entry : sharr::scan(fd.get(), prefix_of(node))) {
+    directory.items.push_back({.name = std::move(entry.name), .st = entry.st});
+  }
+}
+
+void FileSystem::forget_everything() {
+  remembers_ = false;
+  expire_names();
+  const std::lock_guard lock(mutex_);  // which no notification waits for
+  for (const auto& [id, node] : nodes_) expire_attributes(id);
+}
+
+bool FileSystem::displaced(const NodePtr& node) {
+  NodePtr parent;
+  std::string name;
+  Key key;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!remembers_ || node->directory || node->handles.empty()) return false;
+    parent = node->parent;
+    name = node->name;
+    key = node->key;
+  }
+  struct stat st;
+  if (!parent->fd || fstatat(parent->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+    return true;
+  }
+  return key_of(st) != key;
+}
+
+bool FileSystem::insists(const NodePtr& node, pid_t tid) {
+  constexpr std::size_t most = 1024;  // of those that never come back
+  if (tid == 0) return true;          // in a PID namespace out of sight
+  const std::lock_guard lock(mutex_);
+  if (insisting_.size() >= most) insisting_.clear();
+  const auto [found, added] = insisting_.try_emplace(tid, node->id);
+  if (!added && found->second == node->id) {
+    insisting_.erase(found);
+    return true;
+  }
+  found->second = node->id;
+  return false;
+}
+
+void FileSystem::looks_up(pid_t tid) {
+  const std::lock_guard lock(mutex_);
+  insisting_.erase(tid);
+}
+
+// The kernel makes names of a listing after it has taken the answer, and takes them for as new as
+// that moment; so if any have expired in between, they have to once more. That it has done so shows
+// when it asks for more, or closes.
+void FileSystem::listed(Directory& directory) {
+  const std::lock_guard lock(mutex_);
+  if (!std::exchange(directory.in_kernel, true)) ++listings_;
+}
+
+void FileSystem::taken(Directory& directory) {
+  bool repeat = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!std::exchange(directory.in_kernel, false)) return;
+    --listings_;
+    repeat = repeat_;
+    if (listings_ == 0) repeat_ = false;
+  }
+  if (repeat) expire_names();
+}
+
+int FileSystem::noticed(const std::vector<Watches::Event>& events) {
+  struct Look {
+    sharr::FileDescriptor directory;
+    NodePtr node;
+    std::string name;
+  };
+  std::set<fuse_ino_t> changed;
+  std::map<fuse_ino_t, Look> looks;
+  bool expire = events.empty();
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [watch, mask, name] : events) {
+      if ((mask & IN_Q_OVERFLOW) != 0) {
+        for (const auto& [id, node] : nodes_) {
+          ++node->changes;
+          if (!written(*node)) changed.insert(id);
+        }
+        expire = true;
+        continue;
+      }
+      const auto found = watched_.find(watch);
+      if (found == watched_.end()) continue;  // forgotten
+      const NodePtr directory = nodes_.at(found->second);
+      ++directory->changes;
+      if ((mask & IN_IGNORED) != 0) {  // it is gone
+        watched_.erase(found);
+        directory->watch = -1;
+        expire = true;
+      }
+      constexpr std::uint32_t entries = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO;
+      if (name.empty() || (mask & entries) != 0) changed.insert(directory->id);
+      if (name.empty() || sharr::reserved(name)) continue;
+      for (const NodePtr& node : placed_at(*directory, name)) {
+        if (!written(*node)) changed.insert(node->id);
+        constexpr std::uint32_t attributes_only = IN_ATTRIB | IN_ISDIR;
+        if ((mask & ~attributes_only) == 0) continue;
+        const int fd = fcntl(directory->fd.get(), F_DUPFD_CLOEXEC, 0);  // or -1: then it expires
+        looks[node->id] = {sharr::FileDescriptor(fd), node, name};
+      }
+    }
+  }
+  for (const auto& [id, look] : looks) {
+    const auto entry =
+        look.directory ? sharr::inspect(look.directory.get(), look.name, "") : std::nullopt;
+    const std::lock_guard lock(mutex_);
+    if (entry && key_of(entry->st) == look.node->key) continue;
+    if (look.node->epoch == epoch_) expire = true;
+    if (look.node->placed && look.node->name == look.name) unplace(*look.node);
+  }
+  if (expire) expire_names();  // first, as getattr has it: no file without a name is found by one
+  bool on_its_way = false;
+  for (const fuse_ino_t id : changed) on_its_way |= !expire_attributes(id);
+  // Into the kernel: it has no inode there yet, but its name will be too old.
+  if (on_its_way) expire_names();
+  const std::lock_guard lock(mutex_);
+  if (!repeat_) return -1;
+  repeat_after_ = events.empty() ? repeat_after_ * 2 : first_repeat;
+  if (repeat_after_ > last_repeat) repeat_ = false;
+  return repeat_ ? repeat_after_ : -1;
+}
+
+}  // namespace sharrfs

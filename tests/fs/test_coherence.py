@@ -1,0 +1,436 @@
+"""What the kernel remembers of a mount, and that it is never wrong for long."""
+
+import contextlib
+import ctypes
+import errno
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import SHM, needs_root, sharrfs_binary, wait_until
+from mounts import daemons, fails, mounted, mounting, needs_fuse, unmount
+
+import sharr
+
+pytestmark = [needs_fuse, needs_root]
+
+# Half the time after which the kernel would ask by itself.
+SOON = 5
+EVENTS = pathlib.Path("/proc/sys/fs/inotify/max_queued_events")
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def epochs():
+    """Whether the kernel can be made to forget names."""
+    return tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 16)
+
+
+needs_epochs = pytest.mark.skipif(not epochs(), reason="needs Linux 6.16")
+
+
+def soon(condition, what):
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, f"not seen: {what}"
+        time.sleep(0.001)
+
+
+def known(point):
+    """Makes the kernel remember all that is there."""
+    return {path.relative_to(point): path.stat() for path in sorted(point.rglob("*"))}
+
+
+@pytest.fixture
+def place(name, tmp_path):
+    """A namespace, not mounted yet: (URI, path behind, where to mount)."""
+    (SHM / name).mkdir()
+    (tmp_path / "mnt").mkdir()
+    return f"shm://{name}", SHM / name, tmp_path / "mnt"
+
+
+@pytest.fixture
+def space(place):
+    with mounting(place[0], place[2]):
+        yield place
+
+
+class Log:
+    """A mount whose daemon logs each request."""
+
+    def __init__(self, source, point):
+        self.path, self.point = point.with_name("log"), point
+        with open(self.path, "w") as log:
+            command = [sharrfs_binary(), source, str(point), "-d"]
+            self.daemon = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(lambda: "shm://" in self.path.read_text(), "the mount")
+
+    def requests(self, call):
+        """What the kernel asks while call() runs."""
+        start = self.path.stat().st_size
+        call()
+        os.statvfs(self.point)  # always asked: all before it has been logged
+        with open(self.path) as log:
+            log.seek(start)
+            asked = re.findall(r"opcode: (\w+)", log.read())
+        # Told, and not waited for.
+        return [one for one in asked if one not in ("STATFS", "RELEASE", "FORGET", "BATCH_FORGET")]
+
+
+@contextlib.contextmanager
+def logging(source, point):
+    log = Log(source, point)
+    try:
+        yield log
+    finally:
+        if mounted(point):
+            unmount(point)
+        log.daemon.wait()
+
+
+def read_header(path):
+    file = os.open(path, os.O_RDONLY)
+    os.read(file, 128)
+    os.close(file)
+
+
+@needs_epochs
+def test_what_is_asked(place):
+    uri, _, point = place
+    for i in range(300):
+        sharr.create(f"{uri}/a{i}", 3)
+    with logging(uri, point) as log:
+        one = point / "a1"
+        assert log.requests(lambda: os.stat(one)) == ["LOOKUP"]
+        assert log.requests(lambda: [os.stat(one) for _ in range(100)]) == []
+        assert log.requests(lambda: read_header(one)) == ["OPEN", "FLUSH"]
+        assert log.requests(lambda: os.getxattr(one, "user.sharr.dtype")) == ["GETXATTR"]
+        assert "LOOKUP" not in log.requests(lambda: known(point))
+        assert log.requests(lambda: [os.stat(point / f"a{i}") for i in range(300)]) == []
+        listing = log.requests(lambda: subprocess.run(["ls", "-l", point], stdout=subprocess.DEVNULL))
+        assert len([one for one in listing if not one.endswith("XATTR")]) < 30
+        # What has a second name may change by it.
+        os.link(SHM / uri[6:] / "a1", SHM / uri[6:] / "b")
+        asked = log.requests(lambda: [os.stat(point / "b") for _ in range(5)])
+        assert asked.count("LOOKUP") == 5
+
+
+@contextlib.contextmanager
+def no_inotify():
+    files = []
+    try:
+        while (file := libc.inotify_init1(os.O_CLOEXEC)) >= 0:
+            files.append(file)
+        assert ctypes.get_errno() == errno.EMFILE
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+
+
+@pytest.mark.parametrize("what", ["no inotify", "no watch"])
+def test_nothing_is_remembered_that_is_not_watched(place, what):
+    uri, behind, point = place
+    sharr.create(f"{uri}/a", 3)
+    sharr.create(f"{uri}/d/b", 3)
+    limit = pathlib.Path("/proc/sys/fs/inotify/max_user_watches")
+    before = limit.read_text()
+    with contextlib.ExitStack() as stack:
+        if what == "no inotify":
+            stack.enter_context(no_inotify())
+        else:
+            stack.callback(limit.write_text, before)
+            limit.write_text("0")
+        log = stack.enter_context(logging(uri, point))
+        for path in ("a", "d/b"):
+            known(point)
+            assert "LOOKUP" in log.requests(lambda path=path: os.stat(point / path))
+            os.chmod(behind / path, 0o640)
+            assert os.stat(point / path).st_mode & 0o777 == 0o640
+            os.rename(behind / path, behind / "c")
+            fails(errno.ENOENT, os.stat, point / path)
+            assert os.listdir(point / os.path.dirname(path)) in (["c", "d"], ["d", "c"], [])
+            assert os.stat(point / "c").st_ino == os.stat(behind / "c").st_ino
+
+
+def changes(behind):
+    """Each change beside a mount, as what makes it and what is to be seen then."""
+    inode = {path.name: path.stat().st_ino for path in behind.iterdir()}
+
+    def gone(*names):
+        return lambda point: not any(os.path.lexists(point / one) for one in names)
+
+    def is_(one, other):
+        return lambda point: (point / one).stat().st_ino == inode[other]
+
+    def mode(one, bits):
+        return lambda point: (point / one).stat().st_mode & 0o777 == bits
+
+    def shrink():
+        os.truncate(behind / "cut", 100)
+
+    def spoil():
+        with open(behind / "spoilt", "r+b") as file:
+            file.write(b"nothing")
+
+    yield "chmod", lambda: os.chmod(behind / "mode", 0o604), mode("mode", 0o604)
+    yield "utime", lambda: os.utime(behind / "time", (7, 7)), lambda p: (p / "time").stat().st_mtime == 7
+    yield "chown", lambda: os.chown(behind / "own", 7, 8), lambda p: (p / "own").stat().st_uid == 7
+    yield "unlink", lambda: os.unlink(behind / "gone"), gone("gone")
+    yield "rename", lambda: os.rename(behind / "old", behind / "new"), lambda p: (
+        gone("old")(p) and is_("new", "old")(p))  # fmt: skip
+    yield "replace", lambda: os.rename(behind / "source", behind / "target"), lambda p: (
+        gone("source")(p) and is_("target", "source")(p))  # fmt: skip
+    yield "truncate", shrink, gone("cut")
+    yield "spoil", spoil, gone("spoilt")
+    yield "rmdir", lambda: os.rmdir(behind / "empty"), gone("empty")
+    yield "move a directory", lambda: os.rename(behind / "d", behind / "e"), lambda p: (
+        gone("d", "d/in")(p) and (p / "e/in").is_file())  # fmt: skip
+    yield "move into it", lambda: os.rename(behind / "move", behind / "e/in"), lambda p: (
+        gone("move")(p) and is_("e/in", "move")(p))  # fmt: skip
+    yield "chmod of a directory", lambda: os.chmod(behind / "e", 0o711), mode("e", 0o711)
+    yield "chmod of the root", lambda: os.chmod(behind, 0o711), mode(".", 0o711)
+    yield "mkdir", lambda: os.mkdir(behind / "made"), lambda p: (
+        p.stat().st_nlink == 4 and p.stat().st_mtime == behind.stat().st_mtime
+    )
+    yield "exchange", lambda: exchange(behind / "time", behind / "mode"), lambda p: (
+        is_("time", "mode")(p) and is_("mode", "time")(p))  # fmt: skip
+    yield "a file for a directory", lambda: (os.rmdir(behind / "made"),
+        os.rename(behind / "own", behind / "made")), is_("made", "own")  # fmt: skip
+
+
+def exchange(one, other):
+    if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2", str(one), None, str(other))
+
+
+def test_each_change_beside(space):
+    uri, behind, point = space
+    for one in ("mode time own gone old source target cut spoilt d/in move".split()):
+        sharr.create(f"{uri}/{one}", 3)
+    (behind / "empty").mkdir()
+    for what, change, seen in changes(behind):
+        known(point)
+        assert not seen(point), what
+        change()
+        soon(lambda seen=seen: seen(point), what)
+    # And what is open is still what it was.
+    with open(point / "new", "rb") as file:
+        os.unlink(behind / "new")
+        soon(lambda: not (point / "new").exists(), "its end")
+        assert os.fstat(file.fileno()).st_nlink == 0
+        assert os.stat(f"/proc/self/fd/{file.fileno()}").st_nlink == 0
+        with open(f"/proc/self/fd/{file.fileno()}", "rb") as again:
+            assert again.read() == file.read() != b""
+
+
+def test_opened_is_what_has_the_name(space):
+    """An open by a name that the kernel remembers, of a file that is open and replaced."""
+    uri, _, point = space
+    sharr.put(f"{uri}/a", np.arange(3))
+    with contextlib.ExitStack() as stack:
+        for i in range(200):
+            file = stack.enter_context(open(point / "a", "rb"))
+            sharr.put(f"{uri}/a", np.arange(3) + i, replace=True)
+            assert np.load(point / "a")[0] == i
+            again = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+            assert os.fstat(again).st_ino == os.fstat(file.fileno()).st_ino
+            os.close(again)
+        os.unlink(f"{SHM}/{uri[6:]}/a")
+        fails(errno.ENOENT, os.open, point / "a", os.O_RDONLY)
+
+
+def test_changes_through_the_mount_are_seen_at_once(space):
+    uri, behind, point = space
+    data = (np.arange(5), np.arange(7000))
+    for i in range(100):
+        known(point)
+        np.save(point / "a", data[i % 2])
+        assert not (point / "a").exists()
+        os.rename(point / "a.npy", point / "a")
+        assert (point / "a").stat().st_size == (behind / "a").stat().st_size
+        old = os.open(point / "a", os.O_RDONLY)
+        with open(point / "a", "wb") as file:
+            np.save(file, data[1 - i % 2])
+            assert (point / "a").stat().st_size == (behind / "a").stat().st_size
+        there_ino = (behind / "a").stat().st_ino
+        assert (point / "a").stat().st_ino == there_ino
+        assert os.fstat(old).st_ino != there_ino
+        os.close(old)
+        inside = subprocess.run(["stat", "-c%s %i", point / "a"], capture_output=True, text=True).stdout
+        there = (behind / "a").stat()
+        assert inside == f"{there.st_size} {there.st_ino}\n"
+        assert point.stat().st_mtime == behind.stat().st_mtime
+        with open(point / "a", "r+b") as file:
+            file.seek(0, 2)
+            file.write(b"too much")
+            file.flush()
+            assert os.stat(point / "a").st_size >= there.st_size
+        assert (point / "a").stat().st_size == there.st_size
+        os.chmod(point / "a", 0o600 + i % 8)
+        assert (point / "a").stat().st_mode & 0o777 == 0o600 + i % 8
+        (point / "d").mkdir()
+        os.rename(point / "a", point / "d/b")
+        assert not (point / "a").exists() and (point / "d/b").exists()
+        os.unlink(point / "d/b")
+        assert not (point / "d/b").exists()
+        os.rmdir(point / "d")
+        assert not (point / "d").exists() and not list(point.iterdir())
+
+
+def test_found_elsewhere_before_it_is_told(space):
+    """A look-up may be faster than inotify."""
+    uri, behind, point = space
+    sharr.create(f"{uri}/a", 3)
+    for _ in range(100):
+        os.stat(point / "a")
+        os.rename(behind / "a", behind / "b")
+        os.stat(point / "b")
+        soon(lambda: not (point / "a").exists(), "its end")
+        os.rename(behind / "b", behind / "a")
+        soon(lambda: not (point / "b").exists(), "its end")
+
+
+@contextlib.contextmanager
+def short_queue():
+    """Of inotify, for whoever begins to use it meanwhile: it overflows all the time."""
+    before = EVENTS.read_text()
+    try:
+        EVENTS.write_text("4")
+        yield
+    finally:
+        EVENTS.write_text(before)
+
+
+def test_events_are_lost(place):
+    uri, behind, point = place
+    for i in range(100):
+        sharr.create(f"{uri}/{i}", 3)
+        sharr.create(f"{uri}/d/{i}", 3)
+    with contextlib.ExitStack() as stack:
+        with short_queue():
+            stack.enter_context(mounting(uri, point))
+        for mode in (0o600, 0o640, 0o604):
+            known(point)
+            for i in range(100):
+                os.chmod(behind / f"{i}", mode)
+                os.chmod(behind / f"d/{i}", mode)
+            paths = [point / d / f"{i}" for d in ("", "d") for i in range(100)]
+            soon(lambda paths=paths, mode=mode: {os.stat(one).st_mode & 0o777 for one in paths}
+                 == {mode}, "the modes")  # fmt: skip
+            os.unlink(behind / f"{mode % 100}")
+            for i in range(100):
+                os.rename(behind / f"d/{i}", behind / f"d/{i}-")
+            for i in range(100):
+                soon(lambda i=i: not (point / f"d/{i}").exists(), "the old name")
+                os.rename(behind / f"d/{i}-", behind / f"d/{i}")
+            soon(lambda mode=mode: not (point / f"{mode % 100}").exists(), "its end")
+            sharr.create(f"{uri}/{mode % 100}", 3)
+
+
+NAMES = [f"{d}{i}" for d in ("", "p/", "q/") for i in range(12)]
+
+
+def storm(uri, behind, seed, end):
+    """Creates, replaces, renames, deletes, spoils and moves, as fast as it can."""
+    rng = random.Random(seed)
+    while time.monotonic() < end:
+        one, other = (behind / rng.choice(NAMES) for _ in range(2))
+        with contextlib.suppress(OSError):
+            what = rng.randrange(9)
+            if what < 3:
+                sharr.put(one, np.zeros(rng.randrange(2000), "u1"), replace=rng.random() < 0.5)
+            elif what == 3:
+                os.unlink(one)
+            elif what == 4:
+                os.rename(one, other)
+            elif what == 5:
+                os.chmod(one, 0o600 + rng.randrange(64))
+            elif what == 6:
+                os.truncate(one, rng.randrange(4096))
+            elif what == 7:
+                exchange(behind / "p", behind / "q")
+            else:
+                exchange(one, other)
+
+
+def look(point, seed, end):
+    rng = random.Random(seed)
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if rng.random() < 0.1:
+                known(point)
+            elif rng.random() < 0.3:
+                with open(point / rng.choice(NAMES), "rb") as file:
+                    os.fstat(file.fileno())
+            else:
+                os.stat(point / rng.choice(NAMES))
+
+
+def view(top):
+    result = {}
+    for one in ["p", "q", *NAMES]:
+        with contextlib.suppress(OSError, ValueError):
+            st = os.stat(top / one)
+            if top.name != "mnt" and os.path.isfile(top / one):
+                sharr.info(top / one)
+            result[one] = (st.st_ino, st.st_mode, st.st_size, st.st_mtime_ns, st.st_nlink)
+    return result
+
+
+def blow(place, seconds, also=lambda: None):
+    uri, behind, point = place
+    end = time.monotonic() + seconds
+    spawn = multiprocessing.get_context("fork")
+    at_work = [spawn.Process(target=storm, args=(uri, behind, i, end)) for i in range(2)]
+    at_work += [spawn.Process(target=look, args=(point, i, end)) for i in range(2)]
+    for process in at_work:
+        process.start()
+    also()
+    for process in at_work:
+        process.join()
+    assert [process.exitcode for process in at_work] == [0] * 4
+
+
+def agree(behind, point):
+    with contextlib.suppress(AssertionError):
+        soon(lambda: view(point) == view(behind), "the truth")
+    assert view(point) == view(behind)
+
+
+@pytest.mark.parametrize("queue", ["long", "short"])
+def test_storm(place, queue):
+    uri, behind, point = place
+    for one in ("p", "q"):
+        (behind / one).mkdir()
+    with contextlib.ExitStack() as stack:
+        with short_queue() if queue == "short" else contextlib.nullcontext():
+            stack.enter_context(mounting(uri, point))
+        for _ in range(4):
+            blow(place, 1.5)
+            agree(behind, point)
+
+
+def test_killed_in_a_storm(place):
+    """The daemon dies at once whatever it is about to say, and the mount can be taken away."""
+    uri, behind, point = place
+    for one in ("p", "q"):
+        (behind / one).mkdir()
+
+    def kill():
+        time.sleep(random.Random(attempt).random() * 0.2)
+        for pid in daemons(point):
+            os.kill(pid, signal.SIGKILL)
+
+    for attempt in range(8):
+        with mounting(uri, point):
+            blow(place, 0.3, kill)
+            wait_until(lambda: not daemons(point), "its end")
+            fails(errno.ENOTCONN, os.listdir, point)
+            subprocess.run(["umount", point], check=True)
