@@ -56,8 +56,12 @@ std::optional<mode_t> mode_of_array(const Name& name);
 
 // What the names that list() gives begin with.
 std::string list_prefix(const Name& directory);
-// As list(), of a directory that is open.
-std::vector<Info> list(const FileDescriptor& root, const Name& directory);
+// As scan(): the arrays directly in a directory, and the names of its directories. Appends.
+void scan_infos(int dirfd, std::string_view prefix,
+                std::vector<std::shared_ptr<const Info>>& arrays,
+                std::vector<std::string>& directories);
+// As list_shared(), of a directory that is open.
+std::vector<std::shared_ptr<const Info>> list(const FileDescriptor& root, const Name& directory);
 
 }  // namespace detail
 }  // namespace sharr

@@ -230,6 +230,10 @@ std::string latin1_to_utf8(std::string_view text) {
 }
 
 bool utf8_to_latin1(std::string_view text, std::string& out) {
+  if (std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x80; })) {
+    out = text;
+    return true;
+  }
   out.clear();
   out.reserve(text.size());
   while (!text.empty()) {

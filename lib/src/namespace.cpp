@@ -212,14 +212,14 @@ std::vector<Array> attach_all(const Name& directory, Mode mode) {
           if (errnum == EACCES) throw Error(EACCES, prefix + path);
         },
         [](const std::string&, int) {});
-    for (const Info& listed : detail::list(root, directory)) {
-      const FileDescriptor fd = open_beneath(root.get(), listed.name.substr(prefix.size()), flags);
+    for (const auto& listed : detail::list(root, directory)) {
+      const std::string& uri = listed->name;
+      const FileDescriptor fd = open_beneath(root.get(), uri.substr(prefix.size()), flags);
       if (!fd && errno == ENOENT) continue;
-      if (!fd) throw Error(errno, listed.name);
-      const detail::Stat stat = detail::stat_file(fd.get(), listed.name);
-      Info info = read_info(fd.get(), stat.st, listed.name);
-      arrays.push_back(
-          ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), listed.name));
+      if (!fd) throw Error(errno, uri);
+      const detail::Stat stat = detail::stat_file(fd.get(), uri);
+      Info info = read_info(fd.get(), stat.st, uri);
+      arrays.push_back(ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), uri));
     }
     // Of a namespace that is being removed there may be less than it had.
     const FileDescriptor now = open_directory(detail::behind_mount(directory));

@@ -95,7 +95,7 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
             .order = options.order,
             .offset = header.size(),
             .nbytes = nbytes,
-            .format = fmt::format("NPY {}.0", int{header[6]})};
+            .format = std::string("NPY ") + static_cast<char>('0' + header[6]) + ".0"};
   array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
                            name.given());
   auto* const data = static_cast<std::byte*>(array->data());

@@ -33,22 +33,8 @@ std::string_view unpadded(std::string_view text) {
   return spaces ? text.substr(0, end) : text;
 }
 
-}  // namespace
-
-std::size_t header_size(std::string_view head) {
-  if (!head.starts_with(magic) || head.size() < prefix_v1) return 0;
-  const char major = head[6];
-  if (major < 1 || major > 3 || head[7] != 0) {
-    throw ParseError("an NPY file of unknown version");
-  }
-  const std::size_t prefix = major == 1 ? prefix_v1 : prefix_v2;
-  if (head.size() < prefix) throw ParseError("the NPY header is truncated");
-  const std::size_t size = prefix + little_endian(head.substr(8, prefix - 8));
-  if (size > max_header) throw ParseError("the NPY header is too long");
-  return size;
-}
-
-Info parse_header(std::string_view head) {
+// As parse_header().
+Info parse(std::string_view head) {
   const int major = static_cast<unsigned char>(head[6]);
   std::string_view text = unpadded(head.substr(major == 1 ? prefix_v1 : prefix_v2));
   std::string converted;
@@ -97,6 +83,37 @@ Info parse_header(std::string_view head) {
           .offset = head.size(),
           .nbytes = nbytes,
           .format = major == 1 ? "NPY 1.0" : (major == 2 ? "NPY 2.0" : "NPY 3.0")};
+}
+
+}  // namespace
+
+std::size_t header_size(std::string_view head) {
+  if (!head.starts_with(magic) || head.size() < prefix_v1) return 0;
+  const char major = head[6];
+  if (major < 1 || major > 3 || head[7] != 0) {
+    throw ParseError("an NPY file of unknown version");
+  }
+  const std::size_t prefix = major == 1 ? prefix_v1 : prefix_v2;
+  if (head.size() < prefix) throw ParseError("the NPY header is truncated");
+  const std::size_t size = prefix + little_endian(head.substr(8, prefix - 8));
+  if (size > max_header) throw ParseError("the NPY header is too long");
+  return size;
+}
+
+Info parse_header(std::string_view head) {
+  // Arrays come in series, as frames and batches do: all alike.
+  thread_local struct {
+    std::string head;
+    std::optional<Info> info;
+  } last;
+  if (last.info && last.head == head) return *last.info;
+  Info info = parse(head);
+  if (head.size() <= alignment) {
+    last.info.reset();  // until both are there
+    last.head = head;
+    last.info = info;
+  }
+  return info;
 }
 
 std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {

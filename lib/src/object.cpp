@@ -8,15 +8,17 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <ctime>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 
+#include "access.hpp"
 #include "literal.hpp"
 #include "memory.hpp"
 #include "npy.hpp"
@@ -94,57 +96,86 @@ Info read(int fd, std::uint64_t file_size, std::string_view uri) {
   throw FormatError(uri, "not an array: neither an NPY file nor an object of SharedArray");
 }
 
-// regular: the directory says that the name is a regular file's, which saves a look before opening
-// it. Opening anything else to read could wake whoever waits at a FIFO or move a tape.
+bool same(const timespec& a, const timespec& b) {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+// What a directory held when it was read last.
+struct Listing {
+  enum class Kind { unknown, file, directory };
+  struct Item {
+    std::string name;
+    Kind kind = Kind::unknown;  // as the directory says, or as it was found
+    ino_t inode = 0;
+    timespec changed = {};                  // its ctime; a file that has changed since has another
+    bool settled = false;                   // unless it has changed within that time
+    std::shared_ptr<const Info> info = {};  // of an array
+
+    bool shown() const noexcept { return info || kind == Kind::directory; }
+  };
+  std::optional<timespec> changed;  // the directory's ctime; none: it may have changed within that
+  std::vector<Item> items;          // by name
+};
+using Kind = Listing::Kind;
+
+// Looks at what has the item's name, by the rules of scan(), and says whether that is to be shown.
+// A kind that is known to be a file's saves a look before opening it: to open anything else to read
+// could wake whoever waits at a FIFO or move a tape.
 // device: of the directory; what is mounted there is left out.
-std::optional<Entry> read_entry(int dirfd, dev_t device, std::string name, std::string_view prefix,
-                                bool regular) {
+bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& item,
+               struct stat& st) {
+  const std::string& name = item.name;
+  item.info.reset();
   if (reserved(name) || name == "." || name == ".." || name.find('/') != std::string::npos) {
-    return {};
+    return false;
   }
-  Entry entry{.name = std::move(name), .st = {}, .info = {}};
   // A name without directories needs none of the care that open_beneath() takes, and pays for.
   const auto open = [&](int flags) {
-    return FileDescriptor(openat(dirfd, entry.name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW));
+    return FileDescriptor(openat(dirfd, name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW));
   };
-  if (!regular) {
+  if (item.kind != Kind::file) {
+    item.kind = Kind::unknown;
     const FileDescriptor fd = open(O_PATH);
-    if (!fd || fstat(fd.get(), &entry.st) != 0 || entry.st.st_dev != device) return {};
-    if (S_ISDIR(entry.st.st_mode)) return entry;
-    if (!S_ISREG(entry.st.st_mode)) return {};
+    if (!fd || fstat(fd.get(), &st) != 0 || st.st_dev != device) return false;
+    if (S_ISDIR(st.st_mode)) item.kind = Kind::directory;
+    if (!S_ISREG(st.st_mode)) return item.shown();
   }
   // To look is not to use. Who may not leave the time of access alone looks all the same.
   constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY;
   FileDescriptor fd = open(flags | O_NOATIME);
   if (!fd && errno == EPERM) fd = open(flags);
-  if (!fd || fstat(fd.get(), &entry.st) != 0 || entry.st.st_dev != device ||
-      !S_ISREG(entry.st.st_mode)) {
-    return {};
-  }
+  if (!fd || fstat(fd.get(), &st) != 0 || st.st_dev != device || !S_ISREG(st.st_mode)) return false;
+  item.inode = st.st_ino;
+  item.changed = st.st_ctim;
   try {
-    entry.info = read_info(fd.get(), entry.st, std::string(prefix) + entry.name);
+    item.info = std::make_shared<const Info>(
+        read_info(fd.get(), st, std::string(prefix).append(name)));
   } catch (const Error&) {
-    return {};  // no array, or not to be read: to whoever asks here it does not exist
+    return false;  // no array, or not to be read: to whoever asks here it does not exist
   }
-  return entry;
+  return true;
 }
 
-// What the arrays of a directory were when it was read last, by inode. One whose file has changed
-// since has another ctime.
-struct Seen {
-  timespec changed;
-  Info info;
-};
-using Listing = std::unordered_map<ino_t, Seen>;
+// Whether a file is the array that it was.
+bool unchanged(int dirfd, dev_t device, std::string_view prefix, const Listing::Item& item,
+               struct stat& st) {
+  if (!item.info || !item.settled) return false;
+  const std::string& uri = item.info->name;
+  return uri.size() == prefix.size() + item.name.size() && uri.starts_with(prefix) &&
+         fstatat(dirfd, item.name.c_str(), &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0 &&
+         st.st_dev == device && st.st_ino == item.inode && same(st.st_ctim, item.changed) &&
+         item.info->offset + item.info->nbytes <= static_cast<std::uint64_t>(st.st_size);
+}
 
-// Of directories, by device, inode and who has read them. Guarded by memory_mutex().
+// The listings that are remembered: of directories, by device, inode and who has read them. Guarded
+// by memory_mutex().
 struct Listings {
-  // A hundred bytes or two each.
-  static constexpr std::size_t max_arrays = std::size_t{1} << 17;
+  // Two or three hundred bytes each.
+  static constexpr std::size_t max_items = std::size_t{1} << 17;
   using Key = std::tuple<dev_t, ino_t, uid_t>;
 
   std::map<Key, std::shared_ptr<const Listing>> known;
-  std::size_t arrays = 0;
+  std::size_t items = 0;
 };
 
 Listings& listings() {
@@ -153,48 +184,147 @@ Listings& listings() {
 }
 
 std::shared_ptr<const Listing> known_listing(const Listings::Key& key) {
+  static const auto& none = *new auto(std::make_shared<const Listing>());
   const std::lock_guard lock(detail::memory_mutex());
   const auto found = listings().known.find(key);
-  return found == listings().known.end() ? std::make_shared<const Listing>() : found->second;
+  return found == listings().known.end() ? none : found->second;
 }
 
-void remember_listing(const Listings::Key& key, Listing listing) {
-  auto shared = std::make_shared<const Listing>(std::move(listing));
+void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) {
   std::map<Listings::Key, std::shared_ptr<const Listing>> dropped;  // after the lock
   const std::lock_guard lock(detail::memory_mutex());
   Listings& all = listings();
   if (const auto found = all.known.find(key); found != all.known.end()) {
-    all.arrays -= found->second->size();
+    all.items -= found->second->items.size();
     std::swap(found->second, dropped[key]);
     all.known.erase(found);
   }
-  if (shared->size() > Listings::max_arrays || shared->empty()) return;
-  if (all.arrays + shared->size() > Listings::max_arrays) {
+  const std::size_t size = listing->items.size();
+  if (size > Listings::max_items || size == 0) return;
+  if (all.items + size > Listings::max_items) {
     dropped.merge(all.known);
     all.known.clear();
-    all.arrays = 0;
+    all.items = 0;
   }
-  all.arrays += shared->size();
-  all.known[key] = std::move(shared);
+  all.items += size;
+  all.known[key] = std::move(listing);
 }
 
-// The entry of a regular file, if it is in the listing and has not changed since.
-std::optional<Entry> unchanged(int dirfd, const std::string& name, std::string_view prefix,
-                               const Listing& listing) {
-  Entry entry{.name = name, .st = {}, .info = {}};
-  if (fstatat(dirfd, name.c_str(), &entry.st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0)
-    return {};
-  const auto seen = listing.find(entry.st.st_ino);
-  if (seen == listing.end() || !S_ISREG(entry.st.st_mode)) return {};
-  const timespec& changed = seen->second.changed;
-  const Info& info = seen->second.info;
-  if (changed.tv_sec != entry.st.st_ctim.tv_sec || changed.tv_nsec != entry.st.st_ctim.tv_nsec ||
-      info.offset + info.nbytes > static_cast<std::uint64_t>(entry.st.st_size)) {
-    return {};
+// The names in the directory open as fd, sorted. temporary: whether there are reserved ones, which
+// are swept.
+std::vector<Listing::Item> read_names(FileDescriptor fd, std::string_view prefix, bool& temporary) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
+  if (!stream) throw Error(errno, prefix);
+  fd.release();  // the stream closes it
+  std::string names;  // with a NUL behind each
+  std::vector<std::pair<std::size_t, Kind>> found;
+  while (true) {
+    errno = 0;
+    const dirent* item = readdir(stream.get());
+    if (item == nullptr) {
+      if (errno != 0) throw Error(errno, prefix);
+      break;
+    }
+    const std::string_view name = item->d_name;
+    if (name == "." || name == "..") continue;
+    if (reserved(name)) {
+      temporary = true;
+      detail::sweep(dirfd(stream.get()), item->d_name);
+      continue;
+    }
+    if (item->d_type != DT_REG && item->d_type != DT_DIR && item->d_type != DT_UNKNOWN) continue;
+    found.emplace_back(names.size(), item->d_type == DT_REG ? Kind::file : Kind::unknown);
+    names.append(name.data(), name.size() + 1);
   }
-  entry.info = info;
-  entry.info->name.assign(prefix).append(name);
-  return entry;
+  std::ranges::sort(found, [&](const auto& a, const auto& b) {
+    return std::strcmp(names.data() + a.first, names.data() + b.first) < 0;
+  });
+  std::vector<Listing::Item> items;
+  items.reserve(found.size());
+  for (const auto& [at, kind] : found) items.push_back({.name = names.data() + at, .kind = kind});
+  return items;
+}
+
+// Takes over what is known of the names. Both are sorted.
+void carry_over(const std::vector<Listing::Item>& known, std::vector<Listing::Item>& items) {
+  auto at = known.begin();
+  for (Listing::Item& item : items) {
+    while (at != known.end() && at->name < item.name) ++at;
+    if (at == known.end()) return;
+    if (at->name == item.name && at->kind == item.kind) item = *at;
+  }
+}
+
+// Calls task(i) for 0 to count, by several threads where that is worth it.
+void for_each(std::size_t count, std::string_view prefix,
+              const std::function<void(std::size_t)>& task) {
+  constexpr std::uint64_t piece = 500;  // some of them take as long as to start a thread
+  const auto some = [&](std::uint64_t from, std::uint64_t length) {
+    try {
+      for (std::uint64_t i = from; i < from + length; ++i) task(i);
+    } catch (const std::bad_alloc&) {
+      return ENOMEM;
+    }
+    return 0;
+  };
+  if (const int error = detail::in_pieces(count, piece, some, {}); error != 0) {
+    throw Error(error, prefix);
+  }
+}
+
+// What the directory holds now: at what is known of it a look by fstatat(2) will do. stats: of the
+// items that are shown, if wanted.
+std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
+                                    std::vector<struct stat>* stats) {
+  // Before the look, so that what happens meanwhile has later times.
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  struct stat st;
+  if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
+  const dev_t device = st.st_dev;
+  const Listings::Key key{device, st.st_ino, geteuid()};
+  std::shared_ptr<const Listing> known = known_listing(key);
+  const bool same_names = known->changed && same(*known->changed, st.st_ctim);
+  std::shared_ptr<Listing> read;
+  if (!same_names) {
+    read = std::make_shared<Listing>();
+    // A descriptor of its own, because O_PATH ones cannot be read and a directory has one position.
+    FileDescriptor fd = open_beneath(dirfd, ".", O_RDONLY | O_DIRECTORY);
+    if (!fd) throw Error(errno, prefix);
+    bool temporary = false;
+    read->items = read_names(std::move(fd), prefix, temporary);
+    // While something is left to be swept, it has to be looked for.
+    if (!temporary && detail::settled(st.st_ctim, now)) read->changed = st.st_ctim;
+    carry_over(known->items, read->items);
+    known = read;
+  }
+
+  const std::size_t count = known->items.size();
+  if (stats != nullptr) stats->resize(count);
+  std::vector<char> stale(count);  // not of bool, which threads could not share
+  for_each(count, prefix, [&](std::size_t i) {
+    struct stat ignored;
+    struct stat& found = stats != nullptr ? (*stats)[i] : ignored;
+    stale[i] = unchanged(dirfd, device, prefix, known->items[i], found) ? 0 : 1;
+    if (read && stale[i] != 0) read_item(dirfd, device, prefix, read->items[i], found);
+  });
+  if (!read) {
+    // Mostly nothing; a file that is no array is read each time.
+    std::vector<std::size_t> again;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (stale[i] != 0) again.push_back(i);
+    }
+    if (again.empty()) return known;
+    read = std::make_shared<Listing>(*known);
+    for_each(again.size(), prefix, [&](std::size_t n) {
+      struct stat ignored;
+      struct stat& found = stats != nullptr ? (*stats)[again[n]] : ignored;
+      read_item(dirfd, device, prefix, read->items[again[n]], found);
+    });
+  }
+  for (Listing::Item& item : read->items) item.settled = detail::settled(item.changed, now);
+  remember(key, read);
+  return read;
 }
 
 }  // namespace
@@ -262,93 +392,39 @@ Info read_info(int fd, const struct stat& st, std::string_view uri) {
 }
 
 std::vector<Entry> scan(int dirfd, std::string_view prefix) {
-  // A descriptor of its own, because O_PATH ones cannot be read and a directory has one position.
-  FileDescriptor fd = open_beneath(dirfd, ".", O_RDONLY | O_DIRECTORY);
-  if (!fd) throw Error(errno, prefix);
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
-  if (!stream) throw Error(errno, prefix);
-  fd.release();  // the stream closes it
-  const int directory = ::dirfd(stream.get());
-
-  struct stat st;
-  if (fstat(directory, &st) != 0) throw Error(errno, prefix);
-  const Listings::Key key{st.st_dev, st.st_ino, geteuid()};
-  const auto known = known_listing(key);
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME_COARSE, &now);
-
-  struct Item {
-    std::string name;
-    bool regular;
-    bool read = false;  // anew
-    std::optional<Entry> entry = {};
-  };
-  std::vector<Item> items;
-  while (true) {
-    errno = 0;
-    const dirent* item = readdir(stream.get());
-    if (item == nullptr) {
-      if (errno != 0) throw Error(errno, prefix);
-      break;
-    }
-    const std::string_view name = item->d_name;
-    if (name == "." || name == "..") continue;
-    if (reserved(name)) {
-      detail::sweep(directory, item->d_name);
-      continue;
-    }
-    if (item->d_type != DT_REG && item->d_type != DT_DIR && item->d_type != DT_UNKNOWN) continue;
-    items.push_back({.name = item->d_name, .regular = item->d_type == DT_REG});
-  }
-
-  const auto look = [&](Item& item) {
-    if (item.regular && !known->empty()) {
-      item.entry = unchanged(directory, item.name, prefix, *known);
-      // On another file system: something is mounted on the file.
-      if (item.entry && item.entry->st.st_dev != st.st_dev) item.entry.reset();
-      if (item.entry) return;
-    }
-    item.read = true;
-    item.entry = read_entry(directory, st.st_dev, item.name, prefix, item.regular);
-  };
-  constexpr std::uint64_t piece = 500;  // some of them take as long as to start a thread
-  const int error = detail::in_pieces(items.size(), piece,
-                                      [&](std::uint64_t from, std::uint64_t length) {
-                                        try {
-                                          for (std::uint64_t i = from; i < from + length; ++i)
-                                            look(items[i]);
-                                        } catch (const std::bad_alloc&) {
-                                          return ENOMEM;
-                                        }
-                                        return 0;
-                                      },
-                                      {});
-  if (error != 0) throw Error(error, prefix);
-
+  std::vector<struct stat> stats;
+  const auto listing = look(dirfd, prefix, &stats);
   std::vector<Entry> entries;
-  entries.reserve(items.size());
-  Listing listing;
-  bool news = false;
-  for (Item& item : items) {
-    if (!item.entry) continue;
-    news = news || (item.read && item.entry->info);
-    entries.push_back(*std::move(item.entry));
-  }
-  if (news || entries.size() < known->size()) {
-    for (const Entry& entry : entries) {
-      if (entry.info && detail::settled(entry.st.st_ctim, now)) {
-        listing.insert_or_assign(entry.st.st_ino, Seen{entry.st.st_ctim, *entry.info});
-      }
-    }
-    remember_listing(key, std::move(listing));
+  entries.reserve(stats.size());
+  for (std::size_t i = 0; i < stats.size(); ++i) {
+    const Listing::Item& item = listing->items[i];
+    if (item.shown()) entries.push_back({.name = item.name, .st = stats[i], .info = item.info});
   }
   return entries;
+}
+
+void detail::scan_infos(int dirfd, std::string_view prefix,
+                        std::vector<std::shared_ptr<const Info>>& arrays,
+                        std::vector<std::string>& directories) {
+  const auto listing = look(dirfd, prefix, nullptr);
+  arrays.reserve(arrays.size() + listing->items.size());
+  for (const Listing::Item& item : listing->items) {
+    if (item.info) {
+      arrays.push_back(item.info);
+    } else if (item.shown()) {
+      directories.push_back(item.name);
+    }
+  }
 }
 
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix) {
   struct stat st;
   if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
-  return read_entry(dirfd, st.st_dev, name, prefix, false);
+  Listing::Item item{.name = name};
+  Entry entry{.name = name, .st = {}, .info = {}};
+  if (!read_item(dirfd, st.st_dev, prefix, item, entry.st)) return {};
+  entry.info = std::move(item.info);
+  return entry;
 }
 
 struct Draft::State {

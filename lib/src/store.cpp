@@ -229,6 +229,12 @@ void rename(const Name& from, const Name& to, bool replace) {
 }
 
 std::vector<Info> list(const Name& directory) {
+  std::vector<Info> found;
+  for (const auto& info : list_shared(directory)) found.push_back(*info);
+  return found;
+}
+
+std::vector<std::shared_ptr<const Info>> list_shared(const Name& directory) {
   return detail::list(open_directory(directory), directory);
 }
 
@@ -238,42 +244,36 @@ std::string detail::list_prefix(const Name& directory) {
   return prefix;
 }
 
-std::vector<Info> detail::list(const FileDescriptor& root, const Name& directory) {
+std::vector<std::shared_ptr<const Info>> detail::list(const FileDescriptor& root,
+                                                      const Name& directory) {
   const std::string prefix = list_prefix(directory);
-  std::vector<Info> found;
+  std::vector<std::shared_ptr<const Info>> found;
   // Paths below root still to be read. Directories are opened one at a time, so that depth costs no
   // descriptors.
   std::vector<std::string> left = {""};
   while (!left.empty()) {
     const std::string below = std::move(left.back());
     left.pop_back();
-    std::vector<Entry> entries;
+    std::vector<std::string> directories;
     try {
       const FileDescriptor opened =
           below.empty() ? FileDescriptor() : open_beneath(root.get(), below, O_PATH | O_DIRECTORY);
       if (!below.empty() && !opened) continue;
-      entries = scan(below.empty() ? root.get() : opened.get(), prefix + below);
+      scan_infos(below.empty() ? root.get() : opened.get(), prefix + below, found, directories);
     } catch (const Error& error) {
       if (below.empty()) throw Error(error.errnum(), directory.given(), error.message());
       continue;  // gone since, or not to be read
     }
-    for (Entry& entry : entries) {
-      if (entry.info) {
-        found.push_back(*std::move(entry.info));
-      } else {
-        left.push_back(below + entry.name + "/");
-      }
+    for (const std::string& name : directories) {
+      std::string path = below + name;
+      path += '/';
+      left.push_back(std::move(path));
     }
   }
-  // By address: to move an Info costs more than to compare two.
-  std::vector<Info*> order;
-  order.reserve(found.size());
-  for (Info& info : found) order.push_back(&info);
-  std::ranges::sort(order, {}, &Info::name);
-  std::vector<Info> sorted;
-  sorted.reserve(found.size());
-  for (Info* info : order) sorted.push_back(std::move(*info));
-  return sorted;
+  // Where nothing has directories it is in order already.
+  const auto name = [](const auto& info) -> const std::string& { return info->name; };
+  if (!std::ranges::is_sorted(found, {}, name)) std::ranges::sort(found, {}, name);
+  return found;
 }
 
 }  // namespace sharr

@@ -184,7 +184,7 @@ std::mutex& memory_mutex() {
 bool settled(const timespec& changed, const timespec& now) noexcept {
   const std::int64_t age =
       (now.tv_sec - changed.tv_sec) * 1'000'000'000 + (now.tv_nsec - changed.tv_nsec);
-  return age >= 20'000'000;
+  return age >= (changed.tv_nsec == 0 ? 3'000'000'000 : 20'000'000);
 }
 
 std::string human_size(std::uint64_t bytes) {

@@ -190,6 +190,34 @@ TEST_F(Listings, SeeWhatHasChangedSinceTheLast) {
   EXPECT_EQ(listed(space_), "c<i2(1,) d|u1(2,) ");
 }
 
+TEST_F(Listings, SweepWhatWasLeftSinceTheLast) {
+  const std::string leaf = std::string(temporary_prefix) + "0123";
+  test::write_file(space_.path(leaf), "");
+  FileDescriptor maker(open(space_.path(leaf).c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(flock(maker.get(), LOCK_EX), 0);
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  settle();
+  EXPECT_EQ(listed(space_), "a<f8(3,) ");
+  EXPECT_TRUE(std::filesystem::exists(space_.path(leaf)));
+  maker = FileDescriptor();
+  EXPECT_EQ(listed(space_), "a<f8(3,) ");
+  EXPECT_FALSE(std::filesystem::exists(space_.path(leaf)));
+}
+
+TEST_F(Listings, AreNamedByWhereTheyAre) {
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  create(space_.uri("d/b"), {3}, Dtype("f8"));
+  settle();
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(list(space_.directory())[0].name, space_.uri("a"));
+    EXPECT_EQ(list(Name::directory(space_.path()))[0].name, "file://" + space_.path("a"));
+    std::filesystem::rename(space_.path("d"), space_.path("e"));
+    EXPECT_EQ(list(space_.directory())[1].name, space_.uri("e/b"));
+    std::filesystem::rename(space_.path("e"), space_.path("d"));
+    settle();
+  }
+}
+
 TEST_F(Listings, AreRightWhenOneChangeFollowsAnother) {
   create(space_.uri("a"), {100}, Dtype("u1"));
   for (int i = 1; i < 100; ++i) {

@@ -625,10 +625,9 @@ TEST(Scan, TellsDirectoriesFromArrays) {
   create(space.uri("jobs/b"), {3}, f8);
   test::write_file(space.path("text"), "text");
   const FileDescriptor fd = open_directory(space.directory());
-  auto entries = scan(fd.get(), space.uri(""));
-  std::ranges::sort(entries, {}, &Entry::name);
+  const auto entries = scan(fd.get(), space.uri(""));
   ASSERT_EQ(entries.size(), 2u);
-  EXPECT_EQ(entries[0].info.value().name, space.uri("a"));
+  EXPECT_EQ(entries[0].info->name, space.uri("a"));
   EXPECT_EQ(entries[1].name, "jobs");
   EXPECT_FALSE(entries[1].info);
   EXPECT_TRUE(S_ISDIR(entries[1].st.st_mode));

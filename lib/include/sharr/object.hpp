@@ -77,14 +77,17 @@ Info read_info(int fd, const struct stat& st, std::string_view uri);
 struct Entry {
   std::string name;
   struct stat st;
-  std::optional<Info> info;  // of an array; none: a directory
+  std::shared_ptr<const Info> info;  // of an array; none: a directory
 };
 
-// The arrays and directories directly in a directory, unsorted, with URIs that begin with prefix.
+// The arrays and directories directly in a directory, by name, with URIs that begin with prefix.
 // What is neither, cannot be opened, is on another file system or has a reserved name is left out;
 // a file of a reserved name whose maker is dead is removed. Throws Error when the directory itself
 // cannot be read.
 std::vector<Entry> scan(int dirfd, std::string_view prefix);
+
+// As list(); the same objects again for arrays that have not changed since the last time.
+std::vector<std::shared_ptr<const Info>> list_shared(const Name& directory);
 
 // The one entry of that name, by the same rules; none when scan() would leave it out.
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix);
