@@ -9,15 +9,17 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <climits>
 #include <cmath>
 #include <filesystem>
+#include <memory>
+#include <new>
 #include <optional>
 #include <sharr/object.hpp>
 #include <sharr/store.hpp>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -37,8 +39,20 @@ py::str decoded(const std::string& text) {
   return py::reinterpret_steal<py::str>(str);
 }
 
+void set_error(PyObject* type, const sharr::Error& error) {
+  // OSError picks the subclass of its errno.
+  const py::tuple arguments =
+      py::make_tuple(error.errnum(), error.message(), decoded(error.name()));
+  PyErr_SetObject(type, arguments.ptr());
+}
+
 // A name as sharr takes it: str by the library's rules, os.PathLike as a path.
 sharr::Name name_of(const py::object& object, bool directory = false) {
+  if (PyUnicode_CheckExact(object.ptr()) != 0 && PyUnicode_IS_COMPACT_ASCII(object.ptr())) {
+    const std::string_view text(static_cast<const char*>(PyUnicode_DATA(object.ptr())),
+                                static_cast<std::size_t>(PyUnicode_GET_LENGTH(object.ptr())));
+    return directory ? sharr::Name::directory(text) : sharr::Name(text);
+  }
   py::object path = object;
   const bool is_str = PyUnicode_Check(object.ptr()) != 0;
   if (!is_str) {
@@ -162,17 +176,92 @@ sharr::Mode mode_of(const py::object& mode) {
   throw py::value_error("mode must be 'r', 'r+' or 'c', not " + py::repr(mode).cast<std::string>());
 }
 
-// What keeps an array's memory: the base of the ndarrays on it. It deliberately has no buffer
-// interface: without one NumPy does not let a read-only array be made writeable again.
+// A Python class whose objects hold a T. For those that are made so often that pybind11's, which
+// enters each of its own into a table, take too long.
+template <class T>
+struct Box {
+  PyObject_HEAD;
+  T value;
+
+  inline static PyTypeObject* type = nullptr;
+
+  static py::object make(T value) {
+    static_assert(std::is_nothrow_move_constructible_v<T>);
+    PyObject* const self = PyType_GenericAlloc(type, 0);
+    if (self == nullptr) throw py::error_already_set();
+    new (&reinterpret_cast<Box*>(self)->value) T(std::move(value));
+    return py::reinterpret_steal<py::object>(self);
+  }
+
+  static bool check(const PyObject* object) { return Py_TYPE(object) == type; }
+  static const T& of(PyObject* self) { return reinterpret_cast<Box*>(self)->value; }
+
+  // Runs what a slot or a method is to do, its exceptions as Python's.
+  template <class F>
+  static PyObject* run(F&& f) {
+    try {
+      if constexpr (std::is_void_v<decltype(f())>) {
+        f();
+        return Py_NewRef(Py_None);
+      } else {
+        return py::object(f()).release().ptr();
+      }
+    } catch (py::error_already_set& error) {
+      error.restore();
+    } catch (const sharr::Error& error) {
+      set_error(PyExc_OSError, error);
+    } catch (const std::exception& error) {
+      PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+  }
+
+  // A read-only attribute.
+  template <auto get>
+  static PyGetSetDef attribute(const char* name) {
+    return {name, [](PyObject* self, void*) { return run([&] { return get(of(self)); }); }, nullptr,
+            nullptr, nullptr};
+  }
+
+  template <auto call>
+  static PyMethodDef method(const char* name) {
+    return {name, [](PyObject* self, PyObject*) { return run([&] { call(of(self)); }); },
+            METH_NOARGS, nullptr};
+  }
+
+  static void define(const py::module_& module, const char* name, const char* doc,
+                     PyGetSetDef* attributes, std::vector<PyType_Slot> slots) {
+    const auto dealloc = [](PyObject* self) {
+      PyTypeObject* const own = Py_TYPE(self);
+      reinterpret_cast<Box*>(self)->value.~T();
+      own->tp_free(self);
+      Py_DECREF(own);
+    };
+    slots.insert(slots.end(),
+                 {{Py_tp_dealloc, reinterpret_cast<void*>(static_cast<destructor>(dealloc))},
+                  {Py_tp_doc, const_cast<char*>(doc)},
+                  {Py_tp_getset, attributes},
+                  {0, nullptr}});
+    const std::string full = std::string("sharr._core.") + name;
+    PyType_Spec spec = {full.c_str(), sizeof(Box), 0,
+                        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots.data()};
+    type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+    if (type == nullptr) throw py::error_already_set();
+    module.attr(name) = py::handle(reinterpret_cast<PyObject*>(type));
+  }
+};
+
+// What keeps an array's memory: the base of the ndarrays on it. NumPy lets an array be made
+// writeable if its base gives a buffer that is.
 class Mapping {
  public:
-  Mapping(sharr::Array array, py::str name) : array_(std::move(array)), name_(std::move(name)) {
+  Mapping(sharr::Array array, py::object name) : array_(std::move(array)), name_(std::move(name)) {
     const std::string& uri = array_->info().name;
     if (uri.starts_with("file://") && !uri.starts_with("file:///")) {
       directory_ = std::filesystem::current_path().string();
     }
   }
-  Mapping(Mapping&&) = default;
+  Mapping(Mapping&&) noexcept = default;
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
   Mapping& operator=(Mapping&&) = delete;
@@ -192,11 +281,11 @@ class Mapping {
     if (!uri.starts_with(scheme) || uri.substr(scheme.size(), 1) == "/") return uri;
     return std::string(scheme) + directory_ + "/" + uri.substr(scheme.size());
   }
-  const py::str& name() const { return name_; }
+  const py::object& name() const { return name_; }
 
  private:
   std::optional<sharr::Array> array_;
-  py::str name_;           // as the caller gave it
+  py::object name_;        // as the caller gave it
   std::string directory_;  // what a relative path was relative to
 };
 
@@ -207,10 +296,11 @@ bool is_ndarray(const PyObject* object) {
   return PyType_IsSubtype(Py_TYPE(object), ndarray_type) != 0;
 }
 
-// The mapping that an array or a view of it stands on; none for memory that is not ours. Each
+// The object that has the mapping that an array or a view of it stands on; null for memory that is
+// not ours. Each
 // object on the way is held by the one before, so what comes last lives as long as the array. Bases
 // of other types than these could be anything, new at each look or in a circle.
-const Mapping* mapping_of(PyObject* array) {
+PyObject* mapping_of(PyObject* array) {
   static PyObject* const dummy = py::object(py::module_::import("numpy.lib.stride_tricks")
                                                 .attr("as_strided")(py::array(py::dtype("V0"), 0))
                                                 .attr("base"))
@@ -230,8 +320,7 @@ const Mapping* mapping_of(PyObject* array) {
       break;
     }
   }
-  const py::handle last(at);
-  return at != nullptr && py::isinstance<Mapping>(last) ? last.cast<const Mapping*>() : nullptr;
+  return at != nullptr && Box<Mapping>::check(at) ? at : nullptr;
 }
 
 // What NumPy made of an Array, as an ndarray unless it shares the memory. Steals the reference.
@@ -349,8 +438,8 @@ py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object&
   const std::vector<py::ssize_t> shape(info.shape.begin(), info.shape.end());
   void* const data = array.data();
   const bool writeable = array.mode() != sharr::Mode::read;
-  const py::object base = py::cast(
-      Mapping(std::move(array), upstream.is_none() ? decoded(name.given()) : py::str(upstream)));
+  const py::object base = Box<Mapping>::make(
+      Mapping(std::move(array), upstream.is_none() ? decoded(name.given()) : upstream));
   return make_array(upstream.is_none() ? array_type : ndarray_type, dtype, shape, strides, data,
                     writeable, base);
 }
@@ -554,7 +643,8 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   if (first < 0 || end > size) refuse("beyond the array");
   void* const data = static_cast<char*>(array.data()) + offset;
   const bool may_write = writeable && array.mode() != sharr::Mode::read;
-  const py::object base = py::cast(Mapping(std::move(array), decoded(parsed.given())));
+  const py::object base =
+      Box<Mapping>::make(Mapping(std::move(array), decoded(parsed.given())));
   return make_array(reinterpret_cast<PyTypeObject*>(type.ptr()), dtype, shape, strides, data,
                     may_write, base);
 }
@@ -575,10 +665,19 @@ void remove_array(const py::object& name) {
   sharr::remove(parsed);
 }
 
-sharr::Info info(const py::object& name) {
+// The same for an Info.
+using InfoPtr = std::shared_ptr<const sharr::Info>;
+
+py::object info_object(sharr::Info info) {
+  return Box<InfoPtr>::make(std::make_shared<const sharr::Info>(std::move(info)));
+}
+
+py::object info(const py::object& name) {
   const sharr::Name parsed = name_of(name);
-  const py::gil_scoped_release release;
-  return sharr::info(parsed);
+  return info_object([&] {
+    const py::gil_scoped_release release;
+    return sharr::info(parsed);
+  }());
 }
 
 // A descriptor, which is the caller's to close, and what it is of.
@@ -588,34 +687,123 @@ py::tuple open_array(const py::object& name) {
     const py::gil_scoped_release release;
     return sharr::open_array(parsed);
   }();
-  const py::object info = py::cast(std::move(opened.info));
+  const py::object info = info_object(std::move(opened.info));
   return py::make_tuple(opened.fd.release(), info);
 }
 
-std::vector<sharr::Info> list(const py::object& where) {
+py::list list(const py::object& where) {
   const sharr::Name parsed = name_of(where, true);
-  const py::gil_scoped_release release;
-  return sharr::list(parsed);
-}
-
-// As the "i" of CPython's own argument parsing: pybind11 calls an overflow a TypeError.
-int int_of(const py::object& object) {
-  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
-  if (!index) throw py::error_already_set();
-  const long value = PyLong_AsLong(index.ptr());
-  if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  if (value < INT_MIN || value > INT_MAX) {
-    PyErr_SetString(PyExc_OverflowError, "flags do not fit a C int");
-    throw py::error_already_set();
+  auto found = [&] {
+    const py::gil_scoped_release release;
+    return sharr::list_shared(parsed);
+  }();
+  py::list result(found.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    PyList_SET_ITEM(result.ptr(), static_cast<py::ssize_t>(i),
+                    Box<InfoPtr>::make(std::move(found[i])).release().ptr());
   }
-  return static_cast<int>(value);
+  return result;
 }
 
-void set_error(PyObject* type, const sharr::Error& error) {
-  // OSError picks the subclass of its errno.
-  const py::tuple arguments =
-      py::make_tuple(error.errnum(), error.message(), decoded(error.name()));
-  PyErr_SetObject(type, arguments.ptr());
+// The classes of what Python holds: the memory of an array, and what one is.
+
+PyObject* msync(PyObject* self, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"flags", nullptr};
+  int flags = 0;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "i:msync", const_cast<char**>(names),
+                                  &flags) == 0) {
+    return nullptr;
+  }
+  return Box<Mapping>::run([&] {
+    const py::gil_scoped_release release;
+    Box<Mapping>::of(self).array().msync(flags);
+  });
+}
+
+py::object mode_text(const Mapping& self) {
+  switch (self.array().mode()) {
+    case sharr::Mode::read:
+      return py::str("r");
+    case sharr::Mode::read_write:
+      return py::str("r+");
+    case sharr::Mode::copy_on_write:
+      break;
+  }
+  return py::str("c");
+}
+
+void define_mapping(const py::module_& module) {
+  using B = Box<Mapping>;
+  static PyGetSetDef attributes[] = {
+      B::attribute<[](const Mapping& self) { return self.name(); }>("name"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        return py::int_(reinterpret_cast<std::uintptr_t>(self.array().data()));
+      }>("addr"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        return py::int_(self.array().info().nbytes);
+      }>("size"),
+      B::attribute<[](const Mapping& self) -> py::object { return decoded(self.uri()); }>("_uri"),
+      B::attribute<&mode_text>("_mode"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        const sharr::Identity& identity = self.array().identity();
+        return py::make_tuple(identity.device, identity.inode, identity.birth);
+      }>("_identity"),
+      {}};
+  static PyMethodDef methods[] = {
+      {"msync", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(msync)),
+       METH_VARARGS | METH_KEYWORDS, nullptr},
+      B::method<[](const Mapping& self) {
+        const py::gil_scoped_release release;
+        self.array().mlock();
+      }>("mlock"),
+      B::method<[](const Mapping& self) {
+        const py::gil_scoped_release release;
+        self.array().munlock();
+      }>("munlock"),
+      {}};
+  const auto buffer = [](PyObject* self, Py_buffer* view, int flags) {
+    const sharr::Array& array = B::of(self).array();
+    return PyBuffer_FillInfo(view, self, array.data(),
+                             static_cast<Py_ssize_t>(array.info().nbytes),
+                             static_cast<int>(array.mode() == sharr::Mode::read), flags);
+  };
+  B::define(module, "Mapping", "The memory of an attached array: the base of its ndarrays.",
+            attributes,
+            {{Py_tp_methods, methods},
+             {Py_bf_getbuffer, reinterpret_cast<void*>(static_cast<getbufferproc>(buffer))}});
+}
+
+void define_info(const py::module_& module) {
+  using B = Box<InfoPtr>;
+  static PyGetSetDef attributes[] = {
+      B::attribute<[](const InfoPtr& self) -> py::object { return decoded(self->name); }>("name"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return numpy_dtype(self->dtype); }>(
+          "dtype"),
+      B::attribute<[](const InfoPtr& self) -> py::object {
+        return py::tuple(py::cast(self->shape));
+      }>("shape"),
+      B::attribute<[](const InfoPtr& self) -> py::object {
+        return py::str(std::string(1, static_cast<char>(self->order)));
+      }>("order"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return py::int_(self->nbytes); }>(
+          "nbytes"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return py::int_(self->offset); }>(
+          "offset"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return py::str(self->format); }>(
+          "format"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return py::int_(self->huge); }>("huge"),
+      {}};
+  const auto repr = [](PyObject* self) {
+    return B::run([&]() -> py::object {
+      const sharr::Info& info = *B::of(self);
+      return py::str("Info(name={!r}, dtype={!r}, shape={!r}, order={!r}, nbytes={})")
+          .format(decoded(info.name), py::str(py::handle(numpy_dtype(info.dtype))),
+                  py::tuple(py::cast(info.shape)), std::string(1, static_cast<char>(info.order)),
+                  info.nbytes);
+    });
+  };
+  B::define(module, "Info", "What an array is, read from its file at one moment.", attributes,
+            {{Py_tp_repr, reinterpret_cast<void*>(static_cast<reprfunc>(repr))}});
 }
 
 }  // namespace
@@ -648,65 +836,8 @@ PYBIND11_MODULE(_core, m) {
     }
   });
 
-  py::class_<Mapping>(m, "Mapping", "The memory of an attached array: the base of its ndarrays.")
-      .def_property_readonly("name", &Mapping::name)
-      .def_property_readonly(
-          "addr",
-          [](const Mapping& self) { return reinterpret_cast<std::uintptr_t>(self.array().data()); })
-      .def_property_readonly("_uri", [](const Mapping& self) { return decoded(self.uri()); })
-      .def_property_readonly("_mode",
-                             [](const Mapping& self) {
-                               switch (self.array().mode()) {
-                                 case sharr::Mode::read:
-                                   return "r";
-                                 case sharr::Mode::read_write:
-                                   return "r+";
-                                 case sharr::Mode::copy_on_write:
-                                   break;
-                               }
-                               return "c";
-                             })
-      .def_property_readonly("_identity",
-                             [](const Mapping& self) {
-                               const sharr::Identity& identity = self.array().identity();
-                               return py::make_tuple(identity.device, identity.inode,
-                                                     identity.birth);
-                             })
-      .def_property_readonly("size", [](const Mapping& self) { return self.array().info().nbytes; })
-      .def(
-          "msync",
-          [](const Mapping& self, const py::object& flags) {
-            const int value = int_of(flags);
-            const py::gil_scoped_release release;
-            self.array().msync(value);
-          },
-          "flags"_a)
-      .def(
-          "mlock", [](const Mapping& self) { self.array().mlock(); },
-          py::call_guard<py::gil_scoped_release>())
-      .def(
-          "munlock", [](const Mapping& self) { self.array().munlock(); },
-          py::call_guard<py::gil_scoped_release>());
-
-  py::class_<sharr::Info>(m, "Info", "What an array is, read from its file at one moment.")
-      .def_property_readonly("name", [](const sharr::Info& self) { return decoded(self.name); })
-      .def_property_readonly("dtype",
-                             [](const sharr::Info& self) { return numpy_dtype(self.dtype); })
-      .def_property_readonly(
-          "shape", [](const sharr::Info& self) { return py::tuple(py::cast(self.shape)); })
-      .def_property_readonly(
-          "order",
-          [](const sharr::Info& self) { return std::string(1, static_cast<char>(self.order)); })
-      .def_readonly("nbytes", &sharr::Info::nbytes)
-      .def_readonly("offset", &sharr::Info::offset)
-      .def_readonly("format", &sharr::Info::format)
-      .def_readonly("huge", &sharr::Info::huge)
-      .def("__repr__", [](const sharr::Info& self) {
-        return py::str("Info(name={!r}, dtype={!r}, shape={!r}, order={!r}, nbytes={})")
-            .format(decoded(self.name), py::str(py::handle(numpy_dtype(self.dtype))),
-                    py::tuple(py::cast(self.shape)), std::string(1, static_cast<char>(self.order)),
-                    self.nbytes);
-      });
+  define_mapping(m);
+  define_info(m);
 
   m.attr("MS_ASYNC") = MS_ASYNC;
   m.attr("MS_SYNC") = MS_SYNC;
@@ -721,10 +852,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("list", &list);
   m.def("open_array", &open_array);
   m.def("header_size", [](const py::bytes& head) { return sharr::header_size(head, ""); });
-  m.def("parse_header", [](const py::bytes& head) { return sharr::parse_header(head, ""); });
-  m.def("format_header",
-        [](const sharr::Info& self) { return py::bytes(sharr::format_header(self)); });
-  m.def("mapping", [](const py::array& array) { return py::cast(mapping_of(array.ptr())); });
+  m.def("parse_header",
+        [](const py::bytes& head) { return info_object(sharr::parse_header(head, "")); });
+  m.def("format_header", [](const py::object& info) {
+    if (!Box<InfoPtr>::check(info.ptr())) throw py::type_error("not an Info");
+    return py::bytes(sharr::format_header(*Box<InfoPtr>::of(info.ptr())));
+  });
+  m.def("mapping", [](const py::array& array) {
+    PyObject* const mapping = mapping_of(array.ptr());
+    return py::reinterpret_borrow<py::object>(mapping != nullptr ? mapping : Py_None);
+  });
   m.def("plain", [](const py::object& result) {
     return py::reinterpret_steal<py::object>(plain(Py_NewRef(result.ptr())));
   });

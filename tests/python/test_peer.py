@@ -77,6 +77,8 @@ ON_PURPOSE = [
     (r"^trailer", "", "every trailer is read, whichever build wrote it"),
     (r"reserved at create", "", "memory is reserved"),
     (r"mapping permissions", "", "made without a name, so the kernel shows none"),
+    (r"^array/(create|attach)/writeable$", r"set|flag|write|view", "the flag can be given back, as NumPy has it"),
+    (r"^base/use/bytes", r"bytes", "by the buffer that base gives for that"),
     # A process maps an object once
     (r"^life/attach sees create", r"shares memory|one address", "both are on one mapping"),
     (r"^life/del$", r"mapped after del", "the one mapping stays, made without a name"),

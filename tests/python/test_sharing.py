@@ -78,6 +78,31 @@ def test_the_type_of_results_is_that_of_memmap(mapped):
     assert np.multiply(a[1:2], 2, out=b) is b
 
 
+def test_writeable_can_be_taken_and_given_back_as_with_memmap(mapped):
+    a = mapped
+    a.flags.writeable = True
+    a.flags.writeable = False
+    with pytest.raises(ValueError):
+        a[0] = 1
+    view = a[1:]
+    a.flags.writeable = True
+    view.setflags(write=True)
+    view[0] = a[0] = 1
+
+
+def test_what_is_mapped_to_read_cannot_be_made_writeable(name):
+    sharr.create(name, 3)
+    a = sharr.attach(name, "r")
+    for each in (a, a[:], np.asarray(a), np.frombuffer(a.base), pickle.loads(pickle.dumps(a))):
+        with pytest.raises(ValueError):
+            each.flags.writeable = True
+    private = sharr.attach(name, "c")
+    private.flags.writeable = False
+    private.flags.writeable = True
+    private[0] = 1
+    assert a[0] == 0
+
+
 def test_subclasses_stay_as_with_memmap(mapped):
     class Sub(type(mapped)):
         pass
