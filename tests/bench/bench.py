@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 PEER, FLOOR, OUTPUT = sys.argv[1:4]
 ME = sys.executable
@@ -81,6 +82,11 @@ class Side:
         if not answer:
             sys.exit(f"bench: {self.label} has failed, see above")
         return float(answer)
+
+    def shared(self):
+        """Its share of the memory of files in memory, in bytes; a page of n processes counts 1/n."""
+        with open(f"/proc/{self.process.pid}/smaps_rollup") as rollup:
+            return int(re.search(r"Pss_Shmem:\s+(\d+)", rollup.read())[1]) * 1024
 
     def close(self):
         self.process.stdin.close()
@@ -273,31 +279,32 @@ def put():
             row(f"put 1 GiB, {what}", 1, 7,
                 ours(source, "x = sharr.put('n', s, replace=True); del x"),
                 [floor("memcpy"), floor("memcpy-threads"),
-                 upstream(source, f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x; S.delete('shm://o')"),
+                 upstream(source, f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x; "
+                          "S.delete('shm://o')"),
                  plain("np.save", source, f"np.save('{SHM}/f.npy', s)")], limits, give_back)  # fmt: skip
 
 
-def list_():
+def list_pair(number, first=False):
+    """Both list all of a /dev/shm, so that each has its own."""
     alone = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {SMALL} none {SHM} && exec "$@"', "sh"]
+    sides = []
+    for label, python, module, call, create in (
+        ("sharr", ME, "sharr", "sharr.list()", "sharr.create(f'a{i}', 128)"),
+        ("SharedArray", PEER, "SharedArray", "SharedArray.list()",
+         "SharedArray.create(f'shm://a{i}', 128)"),
+    ):  # fmt: skip
+        setup = f"import {module}\nfor i in range({number}): {create}\ntime.sleep(0.1)\n"
+        setup += f"def work(): {call}\n" + (FRESH if first else "")
+        command = [*alone, python, "-c", WORKER, setup, "" if first else "work()"]
+        sides.append(Side(label, command, ours=python == ME))
+    return sides[0], sides[1:]
 
-    def pair(number, first=False):
-        """Both list all of a /dev/shm, so that each has its own."""
-        sides = []
-        for label, python, module, call, create in (
-            ("sharr", ME, "sharr", "sharr.list()", "sharr.create(f'a{i}', 128)"),
-            ("SharedArray", PEER, "SharedArray", "SharedArray.list()",
-             "SharedArray.create(f'shm://a{i}', 128)"),
-        ):  # fmt: skip
-            setup = f"import {module}\nfor i in range({number}): {create}\ntime.sleep(0.1)\n"
-            setup += f"def work(): {call}\n" + (FRESH if first else "")
-            command = [*alone, python, "-c", WORKER, setup, "" if first else "work()"]
-            sides.append(Side(label, command, ours=python == ME))
-        return sides[0], sides[1:]
 
-    row("list 10,000, first", 1, 9, *pair(10_000, True), {"SharedArray": 0.6})
-    row("list 10,000, again", 1, 15, *pair(10_000), {"SharedArray": 0.3})
+def list_():
+    row("list 10,000, first", 1, 9, *list_pair(10_000, True), {"SharedArray": 0.6})
+    row("list 10,000, again", 1, 15, *list_pair(10_000), {"SharedArray": 0.3})
     for number in (1, 100, 100_000):
-        row(f"list {number:,}, again", 1 if number > 100 else 300, 7, *pair(number))
+        row(f"list {number:,}, again", 1 if number > 100 else 300, 7, *list_pair(number))
 
 
 def import_():
@@ -317,13 +324,25 @@ def import_():
         [importing("SharedArray", "SharedArray", PEER)])  # fmt: skip
 
 
-def mount():
-    with shm(SMALL), tempfile.TemporaryDirectory() as point:
+@contextlib.contextmanager
+def mounted():
+    """A mount of shm:// while the block runs: (where, the daemon's process id)."""
+    with tempfile.TemporaryDirectory() as point:
         subprocess.run(["build/bin/sharrfs", "shm://", point], check=True)
+        daemons = map(int, subprocess.check_output(["pidof", "sharrfs"], text=True).split())
+        (daemon,) = [pid for pid in daemons if point in open(f"/proc/{pid}/cmdline").read().split("\0")]
         try:
-            mount_rows(point)
+            yield point, daemon
         finally:
             subprocess.run(["umount", point], check=True)
+            while os.path.exists(f"/proc/{daemon}"):  # it has what is behind the mount open
+                time.sleep(0.01)
+
+
+def mount():
+    with shm(SMALL), mounted() as (point, daemon):
+        mount_rows(point)
+        memory_rows(point, daemon)
 
 
 def mount_rows(point):
@@ -340,10 +359,12 @@ def mount_rows(point):
     pair("read 256 MiB in 1 MiB blocks", 1, "b = bytearray(1 << 20)\n",
          f"for o in range(0, {size}, 1 << 20): os.preadv(fd, [b], o)", 1.05)  # fmt: skip
     pair("4 KiB random reads", 1,
-         f"b = bytearray(4096); r = random.Random(1); at = [r.randrange(0, {size}, 4096) for _ in range(20000)]\n",
+         "b = bytearray(4096); r = random.Random(1)\n"
+         f"at = [r.randrange(0, {size}, 4096) for _ in range(20000)]\n",
          "for o in at: os.preadv(fd, [b], o)", 1.11)  # fmt: skip
     pair("mmap faults", 1, "import numpy as np\n",
-         f"m = mmap.mmap(fd, {size}); v = np.frombuffer(m, 'u1'); v[::4096].sum(); del v; m.close()", 1.11)  # fmt: skip
+         f"m = mmap.mmap(fd, {size}); v = np.frombuffer(m, 'u1'); v[::4096].sum(); del v; m.close()",
+         1.11)  # fmt: skip
     pair("in-place writes of 1 MiB", 1, "b = bytes(1 << 20)\n",
          f"for o in range(4096, {size} - (1 << 20), 1 << 20): os.pwrite(fd, b, o)", 1.11)  # fmt: skip
     make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
@@ -354,27 +375,107 @@ def mount_rows(point):
     row("getxattr", 300, 15, ours(make, f"os.getxattr('{point}/a', 'user.sharr.dtype')", "mount"), [empty])
     empty = plain("empty request", f"import os\nfd = os.open('{point}', os.O_RDONLY)\n", "os.statvfs(fd)")
     row("open + read header + close", 300, 15,
-        ours(make, f"fd = os.open('{point}/a', os.O_RDONLY); os.pread(fd, 4096, 0); os.close(fd)", "mount"), [empty])  # fmt: skip
+        ours(make, f"fd = os.open('{point}/a', os.O_RDONLY); os.pread(fd, 4096, 0); os.close(fd)",
+             "mount"), [empty])  # fmt: skip
     many = "import os\nfor i in range(10000): sharr.create(f'many/{i}', 128, exist_ok=True)\n"
-    warm = "import subprocess\ndef ls(where): subprocess.run(['ls', '-l', where], stdout=subprocess.DEVNULL, check=True)\n"
+    warm = "import subprocess as s\n"
+    warm += "def ls(where): s.run(['ls', '-l', where], stdout=s.DEVNULL, check=True)\n"
     cold = "def drop(): open('/proc/sys/vm/drop_caches', 'w').write('2')\n"
-    sample = "def sample(count):\n    drop(); s = time.perf_counter(); ls('{}/many'); return time.perf_counter() - s\n"
+    sample = "def sample(count):\n    drop(); start = time.perf_counter()\n"
+    sample += "    ls('{}/many'); return time.perf_counter() - start\n"
     row("ls -l of 10,000, warm", 1, 7, ours(many + warm, f"ls('{point}/many')", "mount"),
         [ours(many + warm, f"ls('{SHM}/many')", "tmpfs")], {"tmpfs": 2})  # fmt: skip
     row("ls -l of 10,000, cold", 1, 7, ours(many + warm + cold + sample.format(point), "", "mount"),
         [ours(many + warm + cold + sample.format(SHM), "", "tmpfs")], {"tmpfs": 6})  # fmt: skip
-    daemon = subprocess.check_output(["pidof", "sharrfs"], text=True).split()
-    for pid in daemon:
-        argv = open(f"/proc/{pid}/cmdline").read().split("\0")
-        if point in argv:
-            peak = re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())[1]
-            print(f"\nThe daemon, with 10,000 arrays seen: {int(peak) / 1024:.1f} MiB (at most 32)\n")
-            results.append({"what": "daemon's memory", "bytes": int(peak) * 1024})
+
+
+def memory_rows(point, daemon):
+    """The daemon's memory while the kernel looks up, and forgets, 10,000 arrays again and again."""
+
+    def resident():
+        with open(f"/proc/{daemon}/status") as status:
+            return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) * 1024
+
+    progress("the daemon's memory")
+    found = [resident()]
+    for _ in range(30):
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("2")
+        for i in range(10_000):
+            os.stat(f"{point}/many/{i}")
+        subprocess.run(["ls", "-l", f"{point}/many"], stdout=subprocess.DEVNULL, check=True)
+        found.append(resident())
+    first, most, last = (n / (1 << 20) for n in (found[0], max(found), found[-1]))
+    print(f"\nThe daemon: {first:.1f} MiB with 10,000 arrays seen; over 300,000 look-ups more at most "
+          f"{most:.1f}, at last {last:.1f} (limit 32)\n")  # fmt: skip
+    results.append({"what": "daemon's memory", "bytes": found})
+
+
+curves = {}  # by panel of a plot: its axes' names and, by label, points
+
+
+def curve(panel, x, y, at, count, sides, rounds=5, scale=1):
+    """Adds a point for each side: the median of its samples."""
+    progress(f"{panel}: {at:,}")
+    for side in sides:
+        side.measure(count)
+    for _ in range(rounds):
+        for side in sides:
+            side.samples.append(side.measure(count))
+    lines = curves.setdefault(panel, {"x": x, "y": y, "lines": {}})["lines"]
+    for side in sides:
+        side.close()
+        lines.setdefault(side.label, []).append((at, statistics.median(side.samples) * scale))
+
+
+def growth():
+    """What things cost as there is more of it."""
+    with shm(SMALL), mounted() as (point, _):
+        for number in (1, 100, 10_000, 100_000):
+            made = MAKE + f"for i in range({number}): sharr.create(f'many{{i}}', 1, exist_ok=True)\n"
+            curve("attach", "arrays in the directory", "µs", number, 300, [
+                ours(made, "x = sharr.attach('a'); del x"),
+                upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x")], scale=1e6)  # fmt: skip
+            stat = f"import os\nos.listdir('{{0}}')\nat = [f'{{0}}/many{{{{i}}}}' for i in range({number})]\n"
+            stat += "import itertools\nat = itertools.cycle(at)\n"
+            curve("stat", "arrays looked at", "µs", number, max(number, 300), [
+                ours(stat.format(point), "os.stat(next(at))", "mount"),
+                ours(stat.format(SHM), "os.stat(next(at))", "tmpfs")], scale=1e6)  # fmt: skip
+    for number in (1, 100, 10_000, 100_000):
+        first, others = list_pair(number)
+        curve("list", "arrays", "µs for each", number, 1, [first, *others], scale=1e6 / number)
+    for options, label in ((HUGE, "huge pages"), (SMALL, "4 KiB pages")):
+        with shm(options):
+            for size in (1 << shift for shift in range(10, 31, 4)):
+                sides = [ours("", f"x = sharr.create('n', {size}, 'u1'); del x; sharr.delete('n')", label)]
+                curve("create + delete", "bytes", "ms", size, 1 if size > 1 << 22 else 50, sides, scale=1e3)
+    with shm(SMALL):
+        size = 256 << 20
+        for number in (1, 2, 4, 8):
+            progress(f"memory: {number}")
+            held = [ours(f"x = sharr.create('n', {size}, 'u1', exist_ok=True); x.sum()\n", "x[0]")
+                    for _ in range(number)]  # fmt: skip
+            for side in held:
+                side.measure(1)
+            total = sum(side.shared() for side in held)
+            for side in held:
+                side.close()
+            axes = {"x": "processes on one array of 256 MiB", "y": "MiB (sum of Pss_Shmem)"}
+            panel = curves.setdefault("memory", {**axes, "lines": {}})
+            panel["lines"].setdefault("sharr", []).append((number, total / (1 << 20)))
+            panel["lines"].setdefault("the array", []).append((number, size / (1 << 20)))
+    print("\n| as it grows | unit | side | " + " | ".join("at: cost" for _ in range(6)) + " |")
+    print("| --- " * 9 + "|")
+    for name, panel in curves.items():
+        for label, line in panel["lines"].items():
+            cells = " | ".join(f"{at:,}: {cost:.3g}" for at, cost in line)
+            print(f"| {name} | {panel['y']} by {panel['x']} | {label} | {cells} |")
+    results.append({"what": "growth", "panels": curves})
 
 
 ROWS = {
     "attach": attach, "create": create, "fill": fill, "touch": touch, "put": put, "list": list_,
-    "import": import_, "mount": mount,
+    "import": import_, "mount": mount, "growth": growth,
 }  # fmt: skip
 
 
@@ -417,6 +518,24 @@ def draw():
         figure.savefig(os.path.join(OUTPUT, f"ratios.{suffix}"), dpi=120)
 
 
+def draw_growth():
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained")
+    for axis, (name, panel) in zip(axes, curves.items()):
+        for label, line in panel["lines"].items():
+            axis.plot(*zip(*line), marker="o", markersize=3, label=label)
+        if name == "create + delete":  # over as many decades as bytes
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+        axis.set_xscale("linear" if name == "memory" else "log")
+        axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"])
+        axis.legend(fontsize="small")
+    for suffix in ("png", "svg"):
+        figure.savefig(os.path.join(OUTPUT, f"growth.{suffix}"), dpi=120)
+
+
 def main(names):
     unknown = set(names) - set(ROWS)
     if unknown:
@@ -430,7 +549,9 @@ def main(names):
     with open(os.path.join(OUTPUT, "results.json"), "w") as file:
         json.dump({"machine": about, "rows": results}, file, indent=1)
     draw()
-    progress(f"wrote results.json, ratios.png and ratios.svg to {OUTPUT}")
+    if curves:
+        draw_growth()
+    progress(f"wrote results.json and plots to {OUTPUT}")
 
 
 if __name__ == "__main__":
