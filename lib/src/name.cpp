@@ -2,6 +2,8 @@
 #include <linux/limits.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 
 #include "sharr/store.hpp"
 #include "system.hpp"
@@ -90,6 +92,14 @@ Name Name::parse(std::string_view name, bool directory) {
 }
 
 Name Name::from_path(std::string_view path) { return {path, checked_path(path, path), false}; }
+
+Name Name::absolute() const {
+  if (path_.starts_with('/')) return *this;
+  std::error_code error;
+  const std::filesystem::path directory = std::filesystem::current_path(error);
+  if (error) throw Error(error.value(), given_);
+  return {given_, directory.string() + "/" + path_, shm_};
+}
 
 std::string Name::uri() const {
   if (!shm_) return std::string(file_scheme) + path_;

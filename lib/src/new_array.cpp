@@ -170,7 +170,7 @@ NewArray::~NewArray() = default;
 NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
                    const CreateOptions& options) {
   check(name, options.replace);
-  state_ = std::make_unique<State>(name, shape, dtype, options);
+  state_ = std::make_unique<State>(name.absolute(), shape, dtype, options);
 }
 
 void NewArray::check(const Name& name, bool replace) {

@@ -134,15 +134,18 @@ std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {
   const std::size_t size = padded(prefix);
   if (size > max_header) throw ParseError("a dtype with too many fields");
 
-  std::string header(magic);
+  std::string header;
+  header.reserve(size);
+  header += magic;
   header += major;
   header += '\0';
   for (std::size_t length = size - prefix, i = 8; i < prefix; ++i, length >>= 8) {
     header += static_cast<char>(length & 0xFF);
   }
   header += body;
-  header.resize(size - 1, ' ');
-  return header + '\n';
+  header.resize(size, ' ');
+  header.back() = '\n';
+  return header;
 }
 
 std::uint64_t data_size(const Shape& shape, std::size_t itemsize) {

@@ -114,7 +114,7 @@ Stat stat_file(int fd, std::string_view name) {
 Place place_of(const Name& name, bool make_namespace) {
   const std::string& path = name.path();
   const std::size_t slash = path.rfind('/');
-  const std::string leaf = path.substr(slash + 1);
+  const std::string_view leaf = std::string_view(path).substr(slash + 1);
   if (leaf.empty() || leaf == "." || leaf == "..") throw Error(EISDIR, name.given());
   if (!name.shm() || !nested(name)) {
     if (slash == std::string::npos) {
@@ -152,7 +152,7 @@ Place place_of(const Name& name, bool make_namespace) {
     }
   }
   if (!directory) throw_open_error(name);
-  return {.opened = std::move(directory), .directory = ".", .file = leaf, .made = std::move(made)};
+  return {.opened = std::move(directory), .directory = ".", .file = std::string(leaf), .made = std::move(made)};
 }
 
 void unmake(std::vector<Place::Made>& made) noexcept {

@@ -16,7 +16,8 @@ whatever else pickles hands arrays over without a copy.
 Errors are `OSError` with ``errno`` and ``filename``: `FileNotFoundError`,
 `FileExistsError`, `PermissionError`, ``ENOSPC`` when the memory is not there.
 `ArgumentError` (a name or shape that cannot be) and `FormatError` (no array
-under the name) are `OSError` and `ValueError` both.
+under the name) are `OSError` and `ValueError` both. An array that was pickled
+and cannot be loaded is an `UnpicklingError`.
 
 >>> import sharr
 >>> a = sharr.create("shm://doc/example", (2, 3))
@@ -40,12 +41,12 @@ from ._core import (
     Info,
 )
 from . import _core
-from ._array import Array
+from ._array import Array, UnpicklingError
 
 __all__ = [
     "ArgumentError", "Array", "FormatError", "Info", "MS_ASYNC", "MS_INVALIDATE", "MS_SYNC",
-    "attach", "attach_all", "build", "create", "delete", "delete_all", "info", "list", "mlock",
-    "msync", "munlock", "put", "put_all", "rename", "wait",
+    "UnpicklingError", "attach", "attach_all", "build", "create", "delete", "delete_all", "info",
+    "list", "mlock", "msync", "munlock", "put", "put_all", "rename", "wait",
 ]  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def build(name, shape, dtype=float, *, order="C", replace=False):
 
     The block gets the zeroed array, which nobody else sees yet. At its end the
     array is published. If the block raises, or the process dies in it, nothing
-    is left.
+    is left. Until then it cannot be pickled: other processes would not find it.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ _Name = str | PathLike[str] | PathLike[bytes]
 _Mode = Literal["r", "r+", "c"]
 
 from ._array import Array as Array
+from ._array import UnpicklingError as UnpicklingError
 
 def create(
     name: _Name,

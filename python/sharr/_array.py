@@ -4,11 +4,29 @@ What an Array stands on is found by its ``base``, so that a view costs no more
 than NumPy's. The two methods that every operation may call are in C.
 """
 
+import pickle
 import sys
 
 import numpy as np
 
 from . import _core
+
+
+class UnpicklingError(pickle.UnpicklingError):
+    """An array that was pickled is not there, is another one by now, or was forged.
+
+    No `OSError`, though it has one's attributes ``errno`` (``ENOENT``: deleted
+    or renamed since, or out of this process's sight; ``ESTALE``: replaced),
+    ``strerror`` and ``filename``: `multiprocessing.Pool` takes an OSError for
+    the end of its pipe, and would wait for ever without a word.
+    """
+
+    def __init__(self, errno, strerror, filename):
+        super().__init__(errno, strerror, filename)
+        self.errno, self.strerror, self.filename = errno, strerror, filename
+
+    def __str__(self):
+        return f"[Errno {self.errno}] {self.strerror}: {self.filename!r}"
 
 
 class Array(np.ndarray):
@@ -26,6 +44,11 @@ class Array(np.ndarray):
         memory is no named array's, as that of ``numpy.empty_like(array)``.
     mode : {"r", "r+", "c"} or None
         As `sharr.attach` has it.
+    filename : str or None
+        The path of the file, as `numpy.memmap` has it.
+    offset : int or None
+        Where the array's data begins in the file, in bytes; that of a view is
+        the array's, as with `numpy.memmap`.
     """
 
     __slots__ = ()
@@ -49,6 +72,20 @@ class Array(np.ndarray):
         mapping = _core.mapping(self)
         return mapping and mapping._mode
 
+    @property
+    def filename(self):
+        mapping = _core.mapping(self)
+        return mapping and mapping._path
+
+    @property
+    def offset(self):
+        mapping = _core.mapping(self)
+        return mapping and mapping._offset
+
+    @property
+    def _mmap(self):  # what tells those who know memmap whether two are on one mapping
+        return _core.mapping(self)
+
     def flush(self):
         """Write changes to the file; see msync(2). Nothing for arrays in /dev/shm."""
         mapping = _core.mapping(self)
@@ -68,10 +105,18 @@ class Array(np.ndarray):
         if dtype.names is None and dtype.metadata is None and np.dtype(dtype.str) == dtype:
             dtype = dtype.str  # a fifth of the size
         offset = self.__array_interface__["data"][0] - mapping.addr if self.size else 0
-        return _load, (
+        reference = (
             type(self), mapping._uri, mapping._identity, mapping._mode, dtype,
             self.shape, self.strides, offset, self.flags.writeable,
         )  # fmt: skip
+        if mapping._built:
+            try:
+                _load(*reference)
+            except UnpicklingError as error:
+                raise pickle.PicklingError(
+                    f"{mapping._uri}: not published yet, or deleted or replaced since"
+                ) from error
+        return _load, reference
 
     def __reduce__(self):
         return self.__reduce_ex__(2)
@@ -88,18 +133,16 @@ def _load(cls, name, identity, mode, dtype, shape, strides, offset, writeable):
 
     Raises
     ------
-    FileNotFoundError
-        It was deleted or renamed since, or is out of this process's sight.
-    OSError
-        ``ESTALE``: something else has its name.
-    ArgumentError
-        The view is not within the array: a pickle that nobody made.
+    UnpicklingError
     """
     if not (isinstance(cls, type) and issubclass(cls, Array)):
         raise TypeError("not a class of sharr arrays")
-    return _core.load(
-        cls, name, identity, mode, np.dtype(dtype), shape, strides, offset, bool(writeable)
-    )
+    try:
+        return _core.load(
+            cls, name, identity, mode, np.dtype(dtype), shape, strides, offset, bool(writeable)
+        )
+    except OSError as error:
+        raise UnpicklingError(error.errno, error.strerror, error.filename) from None
 
 
 def _plain(method):

@@ -255,7 +255,8 @@ struct Box {
 // writeable if its base gives a buffer that is.
 class Mapping {
  public:
-  Mapping(sharr::Array array, py::object name) : array_(std::move(array)), name_(std::move(name)) {
+  Mapping(sharr::Array array, py::object name, bool built = false)
+      : array_(std::move(array)), name_(std::move(name)), built_(built) {
     const std::string& uri = array_->info().name;
     if (uri.starts_with("file://") && !uri.starts_with("file:///")) {
       directory_ = std::filesystem::current_path().string();
@@ -282,10 +283,12 @@ class Mapping {
     return std::string(scheme) + directory_ + "/" + uri.substr(scheme.size());
   }
   const py::object& name() const { return name_; }
+  bool built() const { return built_; }
 
  private:
   std::optional<sharr::Array> array_;
   py::object name_;        // as the caller gave it
+  bool built_;             // by sharr.build(): it may not be published
   std::string directory_;  // what a relative path was relative to
 };
 
@@ -414,7 +417,8 @@ py::array make_array(PyTypeObject* type, const py::dtype& dtype,
 
 // upstream: None, or for the drop-in the name as its user gave it; structured elements are
 // V<itemsize> there.
-py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object& upstream) {
+py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object& upstream,
+                  bool built = false) {
   const sharr::Info& info = array.info();
   py::dtype dtype = !upstream.is_none() && info.dtype.structured()
                         ? py::dtype("V" + std::to_string(info.dtype.itemsize()))
@@ -439,7 +443,7 @@ py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object&
   void* const data = array.data();
   const bool writeable = array.mode() != sharr::Mode::read;
   const py::object base = Box<Mapping>::make(
-      Mapping(std::move(array), upstream.is_none() ? decoded(name.given()) : upstream));
+      Mapping(std::move(array), upstream.is_none() ? decoded(name.given()) : upstream, built));
   return make_array(upstream.is_none() ? array_type : ndarray_type, dtype, shape, strides, data,
                     writeable, base);
 }
@@ -504,7 +508,7 @@ class NewArray {
     const py::gil_scoped_release release;
     new_.emplace(name_, spec.extents, *spec.stored, spec.options);
   }
-  py::array array() { return ndarray(alive().take(), name_, py::none()); }
+  py::array array() { return ndarray(alive().take(), name_, py::none(), true); }
   void publish() {
     sharr::NewArray made = std::move(alive());
     new_.reset();
@@ -743,7 +747,15 @@ void define_mapping(const py::module_& module) {
         return py::int_(self.array().info().nbytes);
       }>("size"),
       B::attribute<[](const Mapping& self) -> py::object { return decoded(self.uri()); }>("_uri"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        return decoded(sharr::Name(self.uri()).path());
+      }>("_path"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        return py::int_(self.array().info().offset);
+      }>("_offset"),
       B::attribute<&mode_text>("_mode"),
+      B::attribute<[](const Mapping& self) -> py::object { return py::bool_(self.built()); }>(
+          "_built"),
       B::attribute<[](const Mapping& self) -> py::object {
         const sharr::Identity& identity = self.array().identity();
         return py::make_tuple(identity.device, identity.inode, identity.birth);

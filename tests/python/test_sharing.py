@@ -3,8 +3,11 @@
 import contextlib
 import copy
 import errno
+import inspect
 import itertools
+import multiprocessing
 import os
+import pathlib
 import pickle
 import pickletools
 import signal
@@ -110,6 +113,45 @@ def test_subclasses_stay_as_with_memmap(mapped):
     a = mapped.view(Sub)
     for result in (a.sum(axis=0), a.sum(), a[1:, :-1], a[[0, 1]], a + 1):
         assert type(result) is Sub
+
+
+try:
+    from numpy._core.tests import test_memmap as numpys
+except ImportError:  # NumPy 1
+    from numpy.core.tests import test_memmap as numpys
+
+# What is of raw files: without a header there is a length, but no shape, and data can be anywhere.
+# File names that are Path objects (ours are str), and files without a name.
+LEFT_OUT = ("test_attributes", "test_empty_array", "test_no_shape", "test_filename", "test_path", "test_unnamed_file",
+            "test_mmap_offset_greater_than_allocation_granularity")  # fmt: skip
+
+
+def opened(cls, file, dtype=np.uint8, mode="r+", offset=0, shape=None, order="C"):
+    """Array(...), as numpy.memmap(...) has it."""
+    path = file
+    if hasattr(file, "fileno"):
+        path = os.readlink(f"/proc/self/fd/{file.fileno()}").removesuffix(" (deleted)")
+    path = pathlib.Path(os.path.abspath(path))
+    if mode == "w+" or (shape is not None and not path.exists()) or path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+        a = sharr.create(path, shape, dtype, order=order)
+    else:
+        a = sharr.attach(path, mode)
+    return a if cls is sharr.Array else a.view(cls)
+
+
+@pytest.mark.parametrize("test", [one for one in dir(numpys.TestMemmap)
+                                  if one.startswith("test_") and one not in LEFT_OUT])  # fmt: skip
+def test_numpys_own_for_memmap(test, monkeypatch, tmp_path):
+    monkeypatch.setattr(sharr.Array, "__new__", staticmethod(opened))
+    monkeypatch.setattr(numpys, "memmap", sharr.Array)
+    case = numpys.TestMemmap()
+    case.setup_method()
+    try:
+        method = getattr(case, test)
+        method(*[tmp_path] * ("tmp_path" in inspect.signature(method).parameters))
+    finally:
+        case.teardown_method()
 
 
 def test_results_on_other_memory_are_plain(name):
@@ -239,18 +281,20 @@ def test_a_pickle_outlives_its_array(name):
     data = pickle.dumps(sharr.attach(name)[1:])
     assert pickle.loads(data) == [2.0]
     sharr.delete(name)
-    with pytest.raises(FileNotFoundError, match="deleted") as error:
+    with pytest.raises(sharr.UnpicklingError, match="deleted") as error:
         pickle.loads(data)
-    assert error.value.filename == f"shm://{name}"
+    assert (error.value.errno, error.value.filename) == (errno.ENOENT, f"shm://{name}")
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value) and again.errno == errno.ENOENT
     sharr.put(name, [1.0, 2.0])  # the same in all but identity
-    with pytest.raises(OSError, match="replaced") as error:
+    with pytest.raises(sharr.UnpicklingError, match="replaced") as error:
         pickle.loads(data)
     assert error.value.errno == errno.ESTALE
     sharr.delete(name)
     for make in (lambda path: path.write_text("no array"), lambda path: path.mkdir(),
                  lambda path: path.symlink_to("x")):  # fmt: skip
         make(SHM / name)
-        with pytest.raises(OSError, match="replaced") as error:
+        with pytest.raises(sharr.UnpicklingError, match="replaced") as error:
             pickle.loads(data)
         assert error.value.errno == errno.ESTALE
         (SHM / name).rmdir() if (SHM / name).is_dir() else (SHM / name).unlink()
@@ -261,7 +305,7 @@ def test_renamed_or_replaced_in_a_file_system_that_uses_inodes_again(tmp_path):
     for _ in range(20):
         sharr.delete(tmp_path / "a.npy")
         sharr.put(tmp_path / "a.npy", [1])
-        with pytest.raises(OSError, match="replaced"):
+        with pytest.raises(sharr.UnpicklingError, match="replaced"):
             pickle.loads(data)
 
 
@@ -287,7 +331,7 @@ def test_forged_pickles(name):
         {"shape": (2**63,), "strides": (8,)}, {"shape": "ab"}, {"name": b"x"}, {"name": "no/../t"},
         {"identity": (1, 2)}, {"identity": None}, {"cls": dict}, {"cls": np.ndarray}, {"dtype": 7},
     ):  # fmt: skip
-        with pytest.raises((ValueError, TypeError, OSError, OverflowError, RuntimeError)):
+        with pytest.raises((sharr.UnpicklingError, ValueError, TypeError, RuntimeError)):
             forged(**changed)
     assert forged(mode="r", w=True).flags.writeable is False
 
@@ -295,7 +339,44 @@ def test_forged_pickles(name):
 def test_a_process_that_cannot_see_the_array(name):
     data = pickle.dumps(sharr.create(name, 3))
     done = in_small_shm("1m", f"import pickle, sharr; pickle.loads({data!r})")
-    assert "FileNotFoundError" in done.stderr and "another container" in done.stderr
+    assert "UnpicklingError" in done.stderr and "another container" in done.stderr
+
+
+def test_a_pool_says_what_it_cannot_load(name, tmp_path):
+    """An OSError would end its workers without a word."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing, sharr, sys
+if __name__ == "__main__":
+    a = sharr.put({name!r}, [1.0])
+    sharr.delete({name!r})
+    pool = multiprocessing.get_context(sys.argv[1]).Pool(1)
+    pool.apply_async(len, (a,))
+    sys.stdin.read()
+    pool.terminate()
+""")
+    for method in ("fork", "spawn"):
+        with subprocess.Popen([PYTHON, program, method], stdin=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+            lines = list(itertools.takewhile(lambda line: "deleted" not in line, process.stderr))
+            process.stdin.close()
+            process.stderr.read()
+        assert lines[0].startswith("Process "), lines
+
+
+def test_what_is_being_built_is_not_pickled(name):
+    with sharr.build(name, 3) as a:
+        a[:] = 1
+        with pytest.raises(pickle.PicklingError, match="not published yet"):
+            pickle.dumps(a[1:])
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            with pytest.raises(pickle.PicklingError, match="not published yet"):
+                pool.map(len, [a])
+        copied = copy.deepcopy(a)
+    assert pickle.loads(pickle.dumps(a[1:])).tolist() == [1, 1] and copied.tolist() == [1, 1, 1]
+    sharr.delete(name)
+    with pytest.raises(pickle.PicklingError, match="deleted"):
+        pickle.dumps(a)
 
 
 @needs_root
@@ -308,7 +389,7 @@ def test_another_user_who_may_not_see_the_array(name, public_build):
         env={**os.environ, "PYTHONPATH": str(public_build / "python")}, text=True,
         capture_output=True,
     )  # fmt: skip
-    assert f"PermissionError: [Errno 13] Permission denied: 'shm://{name}'" in done.stderr
+    assert f"UnpicklingError: [Errno 13] Permission denied: 'shm://{name}'" in done.stderr
 
 
 # With what hands objects to other processes. The program says where the memory is that they write.
@@ -535,7 +616,7 @@ def test_replace(name):
     new = sharr.put(name, np.arange(10.0), replace=True)
     assert old.tolist() == [1, 2, 3] and sharr.attach(name).tolist() == new.tolist()
     assert (SHM / name).stat().st_mode & 0o777 == 0o640
-    with pytest.raises(OSError, match="replaced"):
+    with pytest.raises(sharr.UnpicklingError, match="replaced"):
         pickle.loads(data)
     with pytest.raises(ZeroDivisionError):
         with sharr.build(name, 3, replace=True) as a:
@@ -553,6 +634,19 @@ def test_replace(name):
         with sharr.build(f"{name}-late", 1, replace=True):
             (SHM / f"{name}-late").write_text("text")
     assert (SHM / f"{name}-text").read_text() == (SHM / f"{name}-late").read_text() == "text"
+
+
+def test_built_where_it_was_begun(tmp_path, monkeypatch):
+    for directory in ("one", "other"):
+        (tmp_path / directory).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    for replace in (False, True):
+        with sharr.build(pathlib.Path("a.npy"), 4, replace=replace) as a:
+            a[:] = 1
+            os.chdir(tmp_path / "other")
+        assert os.listdir(tmp_path / "one") == ["a.npy"] and os.listdir() == []
+        assert pickle.loads(pickle.dumps(a)).tolist() == [1, 1, 1, 1]
+        os.chdir(tmp_path / "one")
 
 
 def test_replaced_all_the_time(name):

@@ -80,6 +80,8 @@ class Name {
   Name moved_to(const Name& directory, std::string_view leaf) const {
     return {given_, directory.path_ + "/" + std::string(leaf), directory.shm_};
   }
+  // The same name, whatever becomes the working directory. Throws Error when there is none.
+  Name absolute() const;
   // "shm://jobs/7/a" or "file:///data/a".
   std::string uri() const;
 
