@@ -56,6 +56,10 @@ constexpr const char* usage =
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+// The command line is wrong.
+struct Misuse : Failure {
+  using Failure::Failure;
+};
 
 struct Options {
   std::string source;
@@ -214,11 +218,12 @@ class Watcher {
     }
     // Without the word the daemon has said on stderr what is wrong, if it could.
     int status = 0;
-    if (daemon > 0 && waitpid(daemon, &status, 0) == daemon && WIFSIGNALED(status)) {
+    if (daemon <= 0 || waitpid(daemon, &status, 0) != daemon) return 1;
+    if (WIFSIGNALED(status)) {
       std::fprintf(stderr, "sharrfs: %s: killed at start by signal %d; try 'umount %s'\n",
                    point.c_str(), WTERMSIG(status), point.c_str());
     }
-    return 1;
+    return WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : 1;
   }
 
   bool background_;
@@ -297,7 +302,7 @@ int mount(fuse_args* args, const Options& options, const fuse_cmdline_opts& cmdl
   FileSystem fs(std::move(directory), prefix, options.direct_io != 0);
   const std::unique_ptr<fuse_session, Freed> session(
       fuse_session_new(args, &FileSystem::operations(), sizeof(fuse_lowlevel_ops), &fs));
-  if (!session) throw Failure("cannot start a FUSE session");
+  if (!session) throw Misuse("cannot start a FUSE session");  // libfuse has said which option
   if (fuse_set_signal_handlers(session.get()) != 0) throw Failure("cannot set signal handlers");
   if (fuse_session_mount(session.get(), point.c_str()) != 0) {
     fuse_remove_signal_handlers(session.get());
@@ -389,6 +394,9 @@ int main(int argc, char** argv) try {
   sharrfs::open_standard_streams();
   fuse_set_log_func(sharrfs::log);
   return sharrfs::run(argc, argv);
+} catch (const sharrfs::Misuse& error) {
+  std::fprintf(stderr, "sharrfs: %s\n", error.what());
+  return 2;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "sharrfs: %s\n", error.what());
   return 1;

@@ -82,7 +82,9 @@ def width(text):
     if text.isascii():
         return len(text)
     return sum(
-        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        0
+        if unicodedata.category(char) in ("Mn", "Me")  # marks that stand on another
+        else 1 + (unicodedata.east_asian_width(char) in "WF")
         for char in text
     )
 
@@ -143,7 +145,16 @@ def size_text(size, human):
 
 def full(name):
     """The name as the library takes it: ./a and ../a are paths here."""
-    return os.path.abspath(name) if name in (".", "..") or name.startswith(("./", "../")) else name
+    if name not in (".", "..") and not name.startswith(("./", "../")):
+        return name
+    return absolute(name)
+
+
+def absolute(path):
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise Failure(path, "the working directory is gone") from error
 
 
 def uri(name):
@@ -168,15 +179,21 @@ def is_pattern(name):
     return bool(GLOB.search(name)) and not os.path.lexists(path_of(name))
 
 
-def matching(pattern):
+def split_pattern(pattern):
+    """The directory that a pattern is in, what its names begin with there, and what is wanted."""
     scheme, separator, text = pattern.rpartition("://")
     # What comes before the pattern is a directory, which may have brackets in its name.
     head, slash, _ = text[: GLOB.search(text).start()].rpartition("/")
     where = scheme + separator + head + slash
     if uri(where).startswith("file://"):
-        where = os.path.abspath(path_of(where))
+        where = absolute(path_of(where))
     wanted = text[len(head + slash) :]
     base = short(uri(where)).rstrip("/") + "/" if head + slash else ""
+    return where, base, wanted
+
+
+def matching(pattern):
+    where, base, wanted = split_pattern(pattern)
     try:
         found = sharr.list(where or "shm://")
     except OSError as error:
@@ -186,6 +203,22 @@ def matching(pattern):
         for info in found
         if fnmatch.fnmatchcase(short(info.name).removeprefix(base), wanted)
     ]
+
+
+def matching_namespaces(pattern):
+    """Those that the pattern fits, and in none of them another."""
+    where, base, wanted = split_pattern(pattern)
+    top = path_of(where or "shm://")
+    scheme = "file://" if uri(where or "shm://").startswith("file://") else "shm://"
+    found = []
+    for directory, names, _ in os.walk(top):
+        below = os.path.relpath(directory, top)
+        for name in list(names):
+            path = name if below == "." else f"{below}/{name}"
+            if fnmatch.fnmatchcase(path, wanted):
+                names.remove(name)
+                found.append(f"{scheme}{base}{path}")
+    return found
 
 
 def matching_some(pattern):
@@ -229,6 +262,13 @@ def each(names, action):
 REPLACES = ", -f replaces it"
 
 
+def within(new_name, base):
+    """As cp(1) has it: where the new name is a directory's, `base` in that."""
+    if not os.path.isdir(path_of(new_name)):
+        return new_name
+    return new_name + base if new_name.endswith("/") else f"{new_name}/{base}"
+
+
 @contextlib.contextmanager
 def telling(name):
     """Turn what an operation on an array raises into a Failure."""
@@ -245,6 +285,8 @@ def telling_new(name, hint=REPLACES):
         try:
             yield
         except FileExistsError as error:
+            if os.path.isdir(path_of(name)):
+                hint = ", a namespace"
             raise Failure(name, error.strerror + hint) from error
         except FileNotFoundError as error:
             raise Failure(name, "no such directory") from error
@@ -254,18 +296,28 @@ def telling_new(name, hint=REPLACES):
 
 BASH = """\
 _sharr() {
-    local kind value typed=${2##*[\\"\\']} cut
+    local kind value quote=${COMP_WORDS[COMP_CWORD]:0:1} before=
     COMPREPLY=()
-    # Readline completes from the last colon on.
-    if [[ $COMP_WORDBREAKS == *:* ]]; then cut=1; fi
     while IFS=$'\\t' read -r kind value; do
         case $kind in
             file) compopt -o default ;;
             dir) compopt -o dirnames ;;
+            typed)
+                # Outside of quotes readline completes from the last colon on.
+                if [[ $COMP_WORDBREAKS == *:* && $quote != [\\'\\"] ]]; then
+                    before=${value%"${value##*:}"}
+                fi
+                ;;
             *)
                 if [[ $value == */ ]]; then compopt -o nospace; fi
-                if [[ -n $cut && $value == *:* ]]; then value=${value##*:}; fi
-                COMPREPLY+=("$(printf %q "$value")")
+                value=${value#"$before"}
+                # What is in quotes already needs no more, but for what counts in double ones.
+                case $quote in
+                    \\') ;;
+                    '"') value=$(sed 's/[\\"$`]/\\\\&/g' <<<"$value") ;;
+                    *) value=$(printf %q "$value") ;;
+                esac
+                COMPREPLY+=("$value")
                 ;;
         esac
     done < <(_SHARR_COMPLETE="${COMP_LINE:0:COMP_POINT}" "$1" 2>/dev/null)
@@ -282,6 +334,7 @@ _sharr() {
         case $kind in
             file) _files ;;
             dir) _files -/ ;;
+            typed) ;;
             *) if [[ $value == */ ]]; then spaces+=("$value"); else values+=("$value"); fi ;;
         esac
     done < <(_SHARR_COMPLETE="${(j: :)words[1,CURRENT]}" "${words[1]}" 2>/dev/null)
@@ -293,11 +346,16 @@ if [[ $funcstack[1] == _sharr ]]; then _sharr "$@"; else compdef _sharr sharr; f
 
 
 def print_completions(line):
-    """Print what the command line could go on with: a kind, a tab and a word in each line."""
+    """Print what the command line could go on with: a kind, a tab and a word in each line.
+
+    The first has the kind "typed" and what the others are to go on from.
+    """
     from click.shell_completion import ShellComplete, split_arg_string
 
-    words = split_arg_string(line)[1:]
-    typed = words.pop() if words and not line[-1].isspace() else ""
+    end = "\0"  # of the word that is being typed, where that ends in a blank or is empty
+    words = split_arg_string(line + end)[1:]
+    typed = words.pop().removesuffix(end) if words else ""
+    print("typed", typed, sep="\t")
     for item in ShellComplete(cli, {}, "sharr", "").get_completions(words, typed):
         if item.value.isprintable():
             print(item.type, item.value, sep="\t")
@@ -360,7 +418,16 @@ name_argument = click.argument("name", shell_complete=complete_names)
 names_argument = click.argument(
     "names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names
 )
-new_name_argument = click.argument("new_name", shell_complete=complete_names)
+
+
+def check_new_name(context, parameter, name):
+    if name == "-":
+        raise click.BadParameter("- is for files only; an array of that name is shm://-")
+    return name
+
+
+new_name_options = {"shell_complete": complete_names, "callback": check_new_name}
+new_name_argument = click.argument("new_name", **new_name_options)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 human_option = click.option(
     "-h", "--human-readable", "human", is_flag=True, help="Print sizes like 1.5K, 230M, 2G."
@@ -527,7 +594,15 @@ class Progress:
         self.done += count
         if self.bar:
             self.bar.update(count)
-        elif sys.stderr.isatty() and time.monotonic() - self.start >= BAR_AFTER:
+        elif (
+            sys.stderr.isatty()
+            and os.environ.get("TERM") != "dumb"
+            and time.monotonic() - self.start >= BAR_AFTER
+        ):
+            # The bar begins its line anew with each step, which a second line would spoil.
+            room = max(shutil.get_terminal_size().columns - 50, 10)
+            while width(self.label) > room:
+                self.label = "…" + self.label[2:]
             self.bar = click.progressbar(
                 length=self.total, label=self.label, file=sys.stderr, width=0,
             )  # fmt: skip
@@ -567,9 +642,20 @@ def read_data(source, info, stream, label, buffer):
             progress.advance(count)
 
 
-def copy(source, info, stream, new_name, replace):
+@contextlib.contextmanager
+def at_most(mode):
+    """Files are made with the permissions `mode`, less the umask."""
+    umask = os.umask(0o777)
+    os.umask(umask | (0o777 & ~mode))
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+def copy(source, info, stream, new_name, replace, mode=0o666):
     build = sharr.build(full(new_name), info.shape, info.dtype, order=info.order, replace=replace)
-    with telling_new(new_name), build as array:
+    with telling_new(new_name), at_most(mode), build as array:
         if info.nbytes:
             data = memoryview((array.T if info.order == "F" else array).reshape(-1).view("u1"))
             for _ in read_data(source, info, stream, new_name, data):
@@ -578,12 +664,13 @@ def copy(source, info, stream, new_name, replace):
 
 @cli.command()
 @click.argument("file", metavar="FILE.npy", type=click.Path(allow_dash=True, readable=False))
-@name_argument
+@click.argument("name", **new_name_options)
 @force_option
 def put(file, name, force):
     """Make an array of an NPY file.
 
-    FILE.npy is - for the standard input.
+    FILE.npy is - for the standard input. Where NAME is a namespace or a directory, the array gets
+    the name of the file in it.
     """
     try:
         if file == "-":
@@ -594,13 +681,19 @@ def put(file, name, force):
             info, stream = opened(os.path.abspath(file))
     except OSError as error:
         raise Failure(file, error.strerror) from error
+    base = os.path.basename(file)
+    if not uri(name).startswith("file://"):
+        base = base.removesuffix(".npy")
     with stream:
-        copy(file, info, stream, name, force)
+        copy(file, info, stream, name if file == "-" else within(name, base), force)
 
 
 @contextlib.contextmanager
 def whole_file(file, force):
-    """A stream that becomes `file` when the block ends, or nothing if it raises or is killed."""
+    """A stream that becomes `file` when the block ends, or nothing if it raises or is killed.
+
+    A file that it replaces leaves it its owner and permissions, as with cp(1).
+    """
     if os.path.exists(file) and not os.path.isfile(file):  # a pipe or a device: not to be replaced
         with open(file, "wb") as stream:
             yield stream
@@ -621,6 +714,11 @@ def whole_file(file, force):
         nameless = False
     try:
         with open(fd, "wb") as stream:
+            with contextlib.suppress(FileNotFoundError):
+                old = os.stat(target)
+                with contextlib.suppress(PermissionError):
+                    os.fchown(fd, old.st_uid, old.st_gid)
+                os.fchmod(fd, old.st_mode & 0o777)
             yield stream
             stream.flush()
             if nameless:
@@ -676,7 +774,8 @@ def get(name, file, force):
         base = os.path.basename(path_of(name))
         file = os.path.join(file, base if base.endswith(".npy") else base + ".npy")
     buffer = memoryview(bytearray(min(CHUNK, info.nbytes)))
-    with stream, output_stream(file, force) as output:
+    mode = os.fstat(stream.fileno()).st_mode
+    with stream, at_most(mode), output_stream(file, force) as output:
         output.write(_core.format_header(info))
         for data in read_data(name, info, stream, name, buffer):
             output.write(data)
@@ -687,11 +786,15 @@ def get(name, file, force):
 @new_name_argument
 @force_option
 def cp(name, new_name, force):
-    """Copy an array."""
+    """Copy an array.
+
+    Where NEW_NAME is a namespace or a directory, to the same name in it.
+    """
+    new_name = within(new_name, os.path.basename(path_of(name)))
     with telling(name):
         info, stream = opened(name)
     with stream:
-        copy(name, info, stream, new_name, force)
+        copy(name, info, stream, new_name, force, os.fstat(stream.fileno()).st_mode)
 
 
 @cli.command()
@@ -701,8 +804,10 @@ def cp(name, new_name, force):
 def mv(name, new_name, force):
     """Give an array another name.
 
-    To another file system it is copied.
+    Where NEW_NAME is a namespace or a directory, the same name in it. To another file system it is
+    copied.
     """
+    new_name = within(new_name, os.path.basename(path_of(name)))
     with telling(name):
         info, stream = opened(name)
 
@@ -724,7 +829,10 @@ def mv(name, new_name, force):
                     if is_still_there():  # as rename(2) has it
                         raise Failure(name, f"is the same file as {new_name}, so both stay")
                 return
-        copy(name, info, stream, new_name, force)
+        status = os.fstat(stream.fileno())
+        copy(name, info, stream, new_name, force, status.st_mode)
+        with telling(new_name):
+            os.utime(path_of(new_name), ns=(status.st_atime_ns, status.st_mtime_ns))
         with telling(name):
             if not is_still_there():
                 raise Failure(name, "replaced while it was copied, so it stays")
@@ -742,11 +850,16 @@ def rm(names, force, recursive):
     removed after a question only, or with -f.
     """
     matches = {}
+    namespaces = []
     plain = []
 
     def look(name):
         if is_pattern(name):
-            found = matching(name) if force else matching_some(name)
+            whole = matching_namespaces(name) if recursive else []
+            found = matching(name) if force or whole else matching_some(name)
+            for namespace in whole:
+                found += sharr.list(namespace)
+            namespaces.extend(whole)
             matches.update((info.name, info) for info in found)
         elif recursive and not short(uri(name)).strip("/"):
             matches.update((info.name, info) for info in sharr.list(full(name)))
@@ -764,7 +877,7 @@ def rm(names, force, recursive):
     status = each(names, look)
     if len(matches) > 1 and not force and not confirm(list(matches)):
         return 1
-    status |= each(plain, remove)
+    status |= each(plain, remove) | each(namespaces, sharr.delete_all)
     return status | each(matches, lambda name: sharr.delete(name, missing_ok=True))
 
 
@@ -841,7 +954,7 @@ def parse_fill(text, dtype):
 
 
 @cli.command()
-@name_argument
+@click.argument("name", **new_name_options)
 @click.option("--shape", required=True, callback=parse_shape, help="Like 3,4 or 1000.")
 @click.option("--dtype", default="f8", show_default=True, callback=parse_dtype, help="Like f4.")
 @click.option("--order", type=click.Choice("CF"), default="C", show_default=True)
@@ -852,6 +965,8 @@ def new(name, shape, dtype, order, fill, sparse):
     if sparse and fill is not None:
         raise click.UsageError("--sparse is not for an array that --fill writes")
     value = None if fill is None else parse_fill(fill, dtype)
+    if value is not None and dtype.itemsize == 0:
+        dtype = value.dtype  # as long as the text
     with telling_new(name, hint=""):
         if value is None:
             sharr.create(full(name), shape, dtype, order=order, reserve=not sparse)
@@ -869,8 +984,6 @@ def parse_slice(text):
     import warnings
 
     text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
 
     def number(node):
         sign = 1
@@ -885,6 +998,8 @@ def parse_slice(text):
         if isinstance(node, ast.Slice):
             ends = (node.lower, node.upper, node.step)
             return slice(*(None if end is None else number(end) for end in ends))
+        if isinstance(node, ast.List):
+            return [number(element) for element in node.elts]
         if isinstance(node, ast.Constant) and (
             node.value in (None, ...) or isinstance(node.value, str)
         ):
@@ -894,7 +1009,10 @@ def parse_slice(text):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's about 1is 2
-            tree = ast.parse(f"a[{text}]", mode="eval").body
+            try:
+                tree = ast.parse(f"a[{text}]", mode="eval").body
+            except SyntaxError:  # slices are in no list: the brackets are those of the index
+                tree = ast.parse(f"a{text}", mode="eval").body
         if not isinstance(tree, ast.Subscript) or not isinstance(tree.value, ast.Name):
             raise ValueError
         if isinstance(tree.slice, ast.Tuple):
@@ -1051,7 +1169,9 @@ def limits(name, array):
         if not np.isnan(values).all():
             lows.append(np.nanmin(values))
             highs.append(np.nanmax(values))
-    low, high = float(min(lows, default=0)), float(max(highs, default=0))
+    if not lows:
+        return math.nan, math.nan
+    low, high = float(min(lows)), float(max(highs))
     if not math.isfinite(high - low):
         raise Failure(name, f"{low:g} and {high:g} are too far apart to be drawn")
     return low, high
@@ -1124,10 +1244,13 @@ def draw_plot(name, array, output):
         axes.set_prop_cycle(color=bright if sys.stdout.isatty() else ["white"])
         thickness, mark = 2.5, "s"
     for number, row in enumerate(values):
-        axes.plot(
-            places, row, linewidth=thickness, marker=mark if len(row) == 1 else None,
-            antialiased=output is not None, label=f"row {number}",
-        )  # fmt: skip
+        (line,) = axes.plot(
+            places, row, linewidth=thickness, antialiased=output is not None, label=f"row {number}"
+        )
+        # A number with none on either side is no line.
+        gaps = np.isnan(np.pad(row, 1, constant_values=np.nan))
+        alone = gaps[:-2] & ~gaps[1:-1] & gaps[2:]
+        axes.plot(places[alone], row[alone], mark, color=line.get_color())
     if output is not None and len(values) > 1:
         axes.legend()
     canvas = FigureCanvasAgg(figure)
@@ -1142,24 +1265,28 @@ def draw_plot(name, array, output):
 def draw(write, output, options, caption):
     """Write a PNG to the output, or else have chafa draw it on the terminal."""
     import tempfile
+    import warnings
 
     if output is not None:
-        with output_stream(output, force=True) as stream:
+        with output_stream(output, force=True) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a glyph that the font has not
             write(stream)
         return
     if shutil.which("chafa") is None:
         raise Failure("chafa", "is missing: apt install chafa, or draw to a file with -o")
     columns, lines = shutil.get_terminal_size()
     if sys.stdout.isatty():
-        options = [*options, "--size", f"{columns}x{max(lines - 2, 4)}"]
-    else:
-        size = f"{columns}x{lines}"
-        options = [*options, "--format", "symbols", "--colors", "none", "--size", size]
+        lines = max(lines - 2, 4)
+    if not sys.stdout.isatty() or not wants_color():
+        options = [*options, "--format", "symbols", "--colors", "none"]
+    options = [*options, "--size", f"{columns}x{lines}"]
     with tempfile.TemporaryFile() as picture:
         write(picture)
         picture.seek(0)
         sys.stdout.flush()
         status = subprocess.run(["chafa", *options, "-"], stdin=picture).returncode
+    if status == -signal.SIGPIPE:
+        os.kill(os.getpid(), signal.SIGPIPE)
     if status:
         raise Failure("chafa", f"ended with status {status}")
     print(style(caption, dim=True))
@@ -1226,12 +1353,26 @@ def find_sharrfs():
     return shutil.which("sharrfs") or "sharrfs"
 
 
-def run(*command):
-    """Run a program that tells of its errors itself."""
+def run(point, *command):
+    """Run a program that mounts or unmounts; what it says of an error becomes one line."""
     try:
-        return int(subprocess.run(command).returncode != 0)
+        done = subprocess.run(command, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
         raise Failure(command[0], "the program is missing") from error
+    said = os.fsdecode(done.stderr).strip()
+    if done.returncode == 0:
+        print(said, end="\n" if said else "", file=sys.stderr)
+        return 0
+    program = os.path.basename(command[0])
+    lines = [line.removeprefix(f"{program}: ") for line in said.split("\n")]
+    complain("", "; ".join(lines) if said else f"{point}: {program} failed")
+    return min(max(done.returncode, 1), 2) if program == "sharrfs" else 1
+
+
+def mount_point(context, parameter, path):
+    if not path:
+        raise click.BadParameter("a mount point is a directory, not nothing")
+    return path
 
 
 @cli.command()
@@ -1251,8 +1392,11 @@ def mount(places, options, as_json):
     if len(places) > 2:
         raise click.UsageError("there is more than a SOURCE and a MOUNTPOINT")
     source, point = places if len(places) == 2 else ("shm://", *places)
+    point = absolute(mount_point(None, None, point))
+    if not os.path.lexists(point):
+        raise Failure(point, os.strerror(errno.ENOENT))
     arguments = [argument for option in options for argument in ("-o", option)]
-    return run(find_sharrfs(), uri(source), os.path.abspath(point), *arguments)
+    return run(point, find_sharrfs(), uri(source), point, *arguments)
 
 
 def sharrfs_mounts():
@@ -1279,13 +1423,13 @@ def list_mounts(as_json):
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(), callback=mount_point)
 def umount(mountpoint):
     """End a mount."""
     point = os.path.realpath(mountpoint)
     if point not in [mount["mountpoint"] for mount in sharrfs_mounts()]:
         raise Failure(mountpoint, "no mount of sharrfs")
-    return run(*(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]), point)
+    return run(point, *(["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]), point)
 
 
 @cli.command()
@@ -1352,6 +1496,8 @@ def main(arguments=None):
     def end(number, frame):
         raise SystemExit(128 + number)  # by way of what removes half a file
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as the launcher has it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) leaves it

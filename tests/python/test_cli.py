@@ -478,6 +478,45 @@ def test_cp_replaces_with_force_only(name):
     fails(1, "cp", name, f"/dev/shm/{name}-no/c", told=f"{name}-no/c: no such directory")
 
 
+def test_into_a_directory(name, tmp_path):
+    """As cp and mv have it."""
+    make(f"{name}-a", [1])
+    make(f"{name}/b", [2])
+    np.save(tmp_path / "c.npy", [3])
+    prints("cp", f"{name}-a", name)
+    fails(1, "cp", f"{name}-a", name, told=f"{name}/{name}-a: File exists, -f replaces it")
+    prints("cp", "-f", f"{name}-a", f"shm://{name}")
+    prints("mv", f"{name}/b", "./", cwd=tmp_path)
+    prints("put", "c.npy", name, cwd=tmp_path)
+    prints("put", "c.npy", tmp_path / "..", cwd=tmp_path)
+    assert sorted(os.listdir(SHM / name)) == ["c", f"{name}-a"]
+    assert sorted(os.listdir(tmp_path)) == ["b", "c.npy"] and (tmp_path / "../c.npy").exists()
+    (tmp_path / "../c.npy").unlink()
+    with open(tmp_path / "c.npy", "rb") as file:
+        fails(1, "put", "-", name, told=f"{name}: File exists, a namespace", stdin=file.read())
+    for args in (("cp", f"{name}-a", "-"), ("mv", f"{name}-a", "-"), ("new", "-", "--shape", "1")):
+        fails(2, *args, told="shm://-")
+
+
+def test_copies_are_as_private_as_what_they_are_of(name, tmp_path):
+    def mode(path):
+        return path.stat().st_mode & 0o777
+
+    make(name, [1, 2])
+    os.chmod(SHM / name, 0o600)
+    os.utime(SHM / name, (5, 5))
+    umask = {"umask": 0o022}
+    prints("cp", name, f"{name}-b", **umask)
+    prints("get", name, tmp_path / "c", **umask)
+    assert mode(SHM / f"{name}-b") == mode(tmp_path / "c") == 0o600
+    os.chmod(SHM / f"{name}-b", 0o666)
+    prints("cp", f"{name}-b", f"{name}-d", **umask)
+    prints("get", "-f", f"{name}-b", tmp_path / "c", **umask)
+    assert mode(SHM / f"{name}-d") == 0o644 and mode(tmp_path / "c") == 0o600
+    prints("mv", name, tmp_path / "e", **umask)
+    assert mode(tmp_path / "e") == 0o600 and (tmp_path / "e").stat().st_mtime == 5
+
+
 def test_mv(name, tmp_path):
     make(name, [1, 2])
     make(f"{name}-b", [3.0])
@@ -563,6 +602,15 @@ def test_rm_of_a_namespace(name):
     prints("rm", "-r", name)
     assert not exists(f"{name}/a") and not exists(f"{name}/b/c")
     fails(1, "rm", "-r", f"{name}-no", told="no such array")
+    for leaf in ("1/a", "2/x/a", "2/b"):
+        make(f"{name}-{leaf}", 1)
+    (SHM / f"{name}-3/empty").mkdir(parents=True)
+    fails(1, "rm", "-r", f"{name}-?", told="3 arrays match")
+    prints("rm", "-rf", f"{name}-2/x*")
+    assert sorted(os.listdir(SHM / f"{name}-2")) == ["b"]
+    prints("rm", "-r", "-f", f"{name}-?")
+    assert not list(SHM.glob(f"{name}-*"))
+    fails(1, "rm", "-r", f"{name}-?", told="no array matches")
 
 
 def test_rm_of_everything_asks(name):
@@ -593,6 +641,18 @@ def test_copies_show_a_bar_on_a_terminal(name, tmp_path):
         if args[0] == "put":
             prints(*args, command=impatient, env=path)  # no terminal, no bar
     assert (sharr.attach(name) == 0).all()
+
+
+def test_a_bar_keeps_to_its_line(name, tmp_path):
+    path = tmp_path / ("x" * 200)
+    make(name, np.zeros(1 << 22))
+    patient = "import sys, sharr.cli; sharr.cli.BAR_AFTER = 0; sys.exit(sharr.cli.main())"
+    for term, shown in (("xterm", True), ("dumb", False)):
+        env = {"PYTHONPATH": str(BUILD / "python"), "TERM": term}
+        status, out = on_terminal("cp", "-f", name, path, command=[PYTHON, "-c", patient], env=env)
+        assert status == 0 and ("100%" in out) is shown
+        for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9?]*[a-zA-Z]", "", out)):
+            assert len(line) <= 80
 
 
 # new
@@ -640,7 +700,7 @@ def test_show_prints_as_numpy_does(name):
     for text, part in [
         ("0", array[0]), ("-1,:3", array[-1, :3]), ("0, :5", array[0, :5]),
         ("::25, ::-50", array[::25, ::-50]), ("..., 0", array[..., 0]), ("[1:3, 7]", array[1:3, 7]),
-        ("3,4", array[3, 4]), ("None, 1, -2:", array[None, 1, -2:]), (":0", array[:0]),
+        ("3,4", array[3, 4]), ("[0, 1]", array[[0, 1]]), ("[0, -1], [2, 3]", array[[0, -1], [2, 3]]), ("None, 1, -2:", array[None, 1, -2:]), (":0", array[:0]),
     ]:  # fmt: skip
         assert prints("show", name, text) == f"{part}\n"
     make(f"{name}-s", np.array([(1, 2.5), (3, 4)], [("x", "u1"), ("y", "f8")]))
@@ -654,7 +714,7 @@ def test_show_refuses_what_is_no_slice(name):
     make(name, np.zeros((3, 4)))
     for text in [
         "", "a", "__import__('os').system('false')", "1 if 1 else 2", "0], a[1", "0)", "1.5", "1+1", "1is 2",
-        "[0, 1], 2", "(lambda: 0)()", "True", "0; 1", "--3x", "9" * 5000, "(" * 500, "b'x'",
+        "[0, 'a'], 2", "[1:2", "[[0, 1]]", ".T[0]", "(lambda: 0)()", "True", "0; 1", "--3x", "9" * 5000, "(" * 500, "b'x'",
     ]:  # fmt: skip
         fails(2, "show", "--", name, text, told="--help")
     for text in ["3", "0, 0, 0", "'x'", "..., ..."]:
@@ -768,6 +828,31 @@ def test_plot(name, tmp_path):
 
 
 @needs_drawing
+def test_a_plot_shows_numbers_that_stand_alone(name, tmp_path):
+    from matplotlib.image import imread
+
+    def colours(array):
+        make(name, array)
+        prints("show", "--plot", name, "-o", tmp_path / "x.png")
+        sharr.delete(name)
+        return (imread(tmp_path / "x.png")[60:430, 110:710, :3].std(axis=2) > 0.1).sum()
+
+    assert colours([1, np.nan, 3, np.nan, 2, np.nan]) > 20 < colours([1.0, 2, 3])
+
+
+@needs_drawing
+def test_a_name_that_the_font_has_not(name, tmp_path):
+    make(f"{name}-日本", [1, 2])
+    prints("show", "--plot", f"{name}-日本", "-o", tmp_path / "x.png")
+
+
+@needs_drawing
+def test_a_plot_without_a_finite_number(name):
+    make(name, [np.nan, np.inf])
+    assert "nan to nan" in prints("show", "--plot", name)
+
+
+@needs_drawing
 def test_what_cannot_be_drawn(name, tmp_path):
     file = tmp_path / "x.png"
     make(f"{name}-1", np.zeros(3))
@@ -825,8 +910,11 @@ def test_mount(name, tmp_path):
         assert prints("umount", point.name, cwd=tmp_path) == ""
     assert os.listdir(point) == []
     fails(1, "umount", point, told="no mount of sharrfs")
-    status, _, err = sharr_command("mount", name, tmp_path / "no", env=env)
-    assert status != 0 and err.count("\n") == 1
+    fails(1, "mount", name, tmp_path / "no\nsuch", env=env, told="no\\nsuch: No such file")
+    fails(2, "mount", name, point, "-o", "bogus", env=env, told="bogus")
+    for command in ("mount", "umount"):
+        fails(2, command, "", env=env, told="a mount point is a directory", cwd=point)
+    assert not os.path.ismount(point)
 
 
 def test_mountpoints_that_are_hard_to_write(tmp_path):
@@ -848,6 +936,31 @@ def test_only_our_mounts_are_ended(tmp_path):
     fails(1, "umount", tmp_path, told="no mount of sharrfs")
     assert (tmp_path / "a").exists()
     subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_fill_tells_the_length(name):
+    for dtype in ("U", "S", "str"):
+        prints("new", name, "--shape", "2", "--dtype", dtype, "--fill", "abc")
+        assert prints("show", name).count("abc") == 2
+        sharr.delete(name)
+
+
+def test_without_a_working_directory(name, tmp_path):
+    for args in (("info", "./x"), ("ls", "./x*"), ("mount", ".")):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        fails(1, *args, told="the working directory is gone", cwd=gone, preexec_fn=lambda: gone.rmdir())
+
+
+def test_ctrl_c_while_it_starts():
+    for delay in (0.03, 0.06, 0.09):
+        process = subprocess.Popen([SHARR, "ls"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate()[1]
+        # Before it has come to the command, Python itself may say something.
+        assert b"numpy" not in err and b"bin/sharr" not in err, err
 
 
 @pytest.mark.parametrize("dtype, fill", [
@@ -980,7 +1093,9 @@ def test_completion_in_bash(name):
 
 
 def test_completion_in_an_interactive_bash(name):
-    make(f"{name}/only-one", [1, 2])
+    names = [f"{name}/only-one", f"{name}/my data", f"{name}:xx", "xx"]
+    for one in names:
+        make(one, [1, 2])
     master, slave = pty.openpty()
     process = subprocess.Popen(
         ["bash", "--norc", "-i"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -998,10 +1113,18 @@ def test_completion_in_an_interactive_bash(name):
 
     os.write(master, b'eval "$(sharr completion bash)"; echo re""ady\n')
     expect("ready")
-    os.write(master, f"sharr show {name}/o\t".encode())
-    expect("nly-one ")
-    os.write(master, b"\n")
-    expect("[1 2]")
+    try:
+        for number, (typed, meant) in enumerate([
+            (f"{name}/o", names[0]), (f"shm://{name}/o", names[0]), (f'"{name}/my', names[1]),
+            (f"'{name}/my", names[1]), (f"{name}/my\\ d", names[1]), (f'"{name}/my d', names[1]),
+            (f"{name}:x", names[2]), (f"'{name}:x", names[2]),
+        ]):  # fmt: skip
+            os.write(master, f"sharr info --json {typed}\t".encode())
+            os.write(master, f"\x05; echo e''nd-{number}\n".encode())
+            expect(f'"name": "shm://{meant}"')
+            expect(f"end-{number}")
+    finally:
+        sharr.delete("xx")
     os.write(master, b"exit\n")
     assert process.wait(60) == 0
     os.close(master)
