@@ -11,7 +11,6 @@ size, so that nothing of the machine's is touched.
 
 import contextlib
 import json
-import mmap
 import os
 import platform
 import re
@@ -37,7 +36,7 @@ if sys.argv[2]:
         start = time.perf_counter()
         for _ in range(count):
             exec(code, globals())
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / max(count, 1)
 for line in sys.stdin:
     print(sample(int(line)), flush=True)
 """
@@ -117,6 +116,11 @@ def floor(name, file="none"):
     return Side(label, [FLOOR, name, f"{SHM}/{file}"])
 
 
+def library(name):
+    """The same by the library, from C++."""
+    return Side("sharr in C++", [FLOOR, f"library-{name}", f"{SHM}/l"])
+
+
 results = []
 
 
@@ -124,22 +128,13 @@ def progress(text):
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def give_back():
-    """Touch memory, and let it go.
-
-    A virtual machine's host may have taken back what was free for some seconds, and what it takes
-    to be given it again is no side's doing.
-    """
-    with mmap.mmap(-1, 5 * GIB // 2, flags=mmap.MAP_PRIVATE) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        for at in range(0, len(memory), 2 << 20):
-            memory[at] = 1
-
-
-def row(what, count, rounds, first, others, limits={}, before=lambda: None):
+def row(what, count, rounds, first, others, limits={}, twice=False):
     """Measures, and prints a line for each other side.
 
-    limits: what the ratio must not exceed. before: called before each sample.
+    limits: what the ratio must not exceed. twice: each side runs once more before each sample. What
+    takes large memory is to take what was free a moment ago: from a virtual machine the host may
+    have taken back what was free for some seconds, and what it takes to be given it again is no
+    side's doing.
     """
     progress(what)
     sides = [first, *others]
@@ -147,7 +142,8 @@ def row(what, count, rounds, first, others, limits={}, before=lambda: None):
         side.measure(count)  # warm
     for _ in range(rounds):
         for side in sides:
-            before()
+            if twice:
+                side.measure(count)
             side.samples.append(side.measure(count))
     for side in sides:
         side.close()
@@ -210,6 +206,8 @@ MAKE_MEMORY = (
 ATTACH_MEMORY = (
     "x = shared_memory.SharedMemory('m'); y = np.ndarray(128, float, x.buf); del y; x.close()"
 )
+NPY = b"{'descr': '|u1', 'fortran_order': False, 'shape': (0,), }"
+NPY = b"\x93NUMPY\x01\x00\x76\x00" + NPY.ljust(117) + b"\n"
 SAVE = f"import numpy as np\nnp.save('{SHM}/f.npy', np.zeros(128))\n"
 DUMP = f"import joblib, numpy as np\njoblib.dump(np.zeros(128), '{SHM}/j')\n"
 
@@ -229,7 +227,9 @@ def attach():
              plain("np.memmap", SAVE, f"x = np.memmap('{SHM}/f.npy', float, 'r+', 128, 128); del x"),
              plain("joblib.load", DUMP, f"x = joblib.load('{SHM}/j', mmap_mode='r+'); del x"),
              floor("attach", "a")], {"SharedArray": 1.15})  # fmt: skip
-        row("attach, drop-in", 300, 15, dropin("import sharr\n" + MAKE, "x = S.attach('shm://a'); del x"),
+        row("attach, C++", 300, 15, library("attach"), [floor("attach", "a")])
+        row("attach, drop-in", 300, 15,
+            dropin("import sharr\n" + MAKE, "x = S.attach('shm://a'); del x"),
             [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side()],
             {"SharedArray": 1.0, "shared_memory": 0.45, "np.load(mmap_mode)": 0.15})  # fmt: skip
         row("attach again, while attached", 300, 15,
@@ -246,6 +246,7 @@ def create():
              plain("shared_memory", MAKE_MEMORY,
                    "x = shared_memory.SharedMemory('p', True, 1024); x.close(); x.unlink()")],
             {"floor": 1.1, "SharedArray": 1.0})  # fmt: skip
+        row("create + delete, C++", 200, 15, library("create"), [floor("create", "x")], {"floor": 1.1})
 
 
 FILL = "x = {}; x[:] = 1; del x; {}"
@@ -257,7 +258,7 @@ def fill():
             row(f"create + fill 1 GiB, {what}", 1, 7,
                 ours("", FILL.format(f"sharr.create('n', {GIB}, 'u1')", "sharr.delete('n')")),
                 [upstream("", FILL.format(f"S.create('shm://o', {GIB}, 'u1')", "S.delete('shm://o')"))],
-                {"SharedArray": limit}, give_back)  # fmt: skip
+                {"SharedArray": limit}, twice=True)  # fmt: skip
 
 
 TOUCH = "x = {}; x[::4096] = 1; del x"
@@ -269,7 +270,7 @@ def touch():
             ours(f"x = sharr.create('a', {GIB}, 'u1'); del x", TOUCH.format("sharr.attach('a')")),
             [upstream(f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = 1; del x",
                       TOUCH.format("S.attach('shm://o')")),
-             floor("touch", "a")], {"SharedArray": 0.05, "floor": 1.5}, give_back)  # fmt: skip
+             floor("touch", "a")], {"SharedArray": 0.05, "floor": 1.5}, twice=True)  # fmt: skip
 
 
 def put():
@@ -281,7 +282,8 @@ def put():
                 [floor("memcpy"), floor("memcpy-threads"),
                  upstream(source, f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x; "
                           "S.delete('shm://o')"),
-                 plain("np.save", source, f"np.save('{SHM}/f.npy', s)")], limits, give_back)  # fmt: skip
+                 plain("np.save", source, f"np.save('{SHM}/f.npy', s)")],
+                limits, twice=True)  # fmt: skip
 
 
 def list_pair(number, first=False):
@@ -342,12 +344,53 @@ def mounted():
 def mount():
     with shm(SMALL), mounted() as (point, daemon):
         mount_rows(point)
+        seen_rows(point)
         memory_rows(point, daemon)
+
+
+# Of what is opened, read and closed, the time of one of the three.
+STEP = """
+def sample(count):
+    taken = 0
+    for _ in range(count):
+        times = [time.perf_counter()]
+        fd = os.open({path!r}, os.O_RDONLY); times.append(time.perf_counter())
+        os.pread(fd, 4096, 0); times.append(time.perf_counter())
+        os.close(fd); times.append(time.perf_counter())
+        at = ("open", "read header", "close").index({step!r})
+        taken += times[at + 1] - times[at]
+    return taken / count
+"""
+
+
+def seen_rows(point):
+    """How long after a change beside the mount it is seen through it."""
+    progress("a change beside the mount is seen")
+    found = []
+    os.makedirs(f"{SHM}/seen", exist_ok=True)
+    for i in range(300):
+        old, new = (f"{SHM}/seen/{i + n}" for n in range(2))
+        if i == 0:
+            with open(old, "wb") as file:
+                file.write(NPY)
+        there = f"{point}/seen/{i}"
+        os.stat(there)
+        os.rename(old, new)
+        start = time.perf_counter()
+        while os.path.exists(there):
+            pass
+        found.append(time.perf_counter() - start)
+    found.sort()
+    middle, late, last = (found[int(len(found) * part) - 1] * 1e3 for part in (0.5, 0.99, 1))
+    print(f"\nA rename beside the mount is seen through it after {middle:.2f} ms (median), "
+          f"{late:.2f} ms (99 of 100), {last:.2f} ms (at most) (limit 10)\n")  # fmt: skip
+    results.append({"what": "a change beside the mount is seen", "seconds": found})
 
 
 def mount_rows(point):
     size = 256 << 20
-    base = f"import os, mmap, random\nx = sharr.create('big', {size}, 'u1', exist_ok=True); x[:] = 1; del x\n"
+    base = "import os, mmap, random\n"
+    base += f"x = sharr.create('big', {size}, 'u1', exist_ok=True); x[:] = 1; del x\n"
     opened = "fd = os.open('{}/big', os.O_RDWR)\n"
 
     def pair(what, count, setup, statement, limit, rounds=15):
@@ -370,13 +413,18 @@ def mount_rows(point):
     make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
     row("stat", 300, 15, ours(make, f"os.stat('{point}/a')", "mount"),
         [ours(make, f"os.stat('{SHM}/a')", "tmpfs")], {"tmpfs": 1.15})  # fmt: skip
-    # What an empty request takes: statfs, which the kernel never answers itself.
-    empty = plain("empty request", f"import os\nfd = os.open('{point}', os.O_RDONLY)\n", "os.statvfs(fd)")
-    row("getxattr", 300, 15, ours(make, f"os.getxattr('{point}/a', 'user.sharr.dtype')", "mount"), [empty])
-    empty = plain("empty request", f"import os\nfd = os.open('{point}', os.O_RDONLY)\n", "os.statvfs(fd)")
-    row("open + read header + close", 300, 15,
-        ours(make, f"fd = os.open('{point}/a', os.O_RDONLY); os.pread(fd, 4096, 0); os.close(fd)",
-             "mount"), [empty])  # fmt: skip
+
+    def against_empty(what, setup, statement=""):
+        """Against the round trip of an empty request: statfs, which the kernel never answers."""
+        opened = f"import os\nfd = os.open('{point}', os.O_RDONLY)\n"
+        row(what, 300, 15, ours(make + setup, statement, "mount"),
+            [plain("empty request", opened, "os.statvfs(fd)")])  # fmt: skip
+
+    against_empty("getxattr", "", f"os.getxattr('{point}/a', 'user.sharr.dtype')")
+    against_empty("open + read header + close", "",
+        f"fd = os.open('{point}/a', os.O_RDONLY); os.pread(fd, 4096, 0); os.close(fd)")  # fmt: skip
+    for step in ("open", "read header", "close"):
+        against_empty(f"{step} alone", STEP.format(step=step, path=f"{point}/a"))
     many = "import os\nfor i in range(10000): sharr.create(f'many/{i}', 128, exist_ok=True)\n"
     warm = "import subprocess as s\n"
     warm += "def ls(where): s.run(['ls', '-l', where], stdout=s.DEVNULL, check=True)\n"
@@ -390,24 +438,35 @@ def mount_rows(point):
 
 
 def memory_rows(point, daemon):
-    """The daemon's memory while the kernel looks up, and forgets, 10,000 arrays again and again."""
+    """The memory of a process that has listed 10,000 arrays.
 
-    def resident():
-        with open(f"/proc/{daemon}/status") as status:
+    And of the daemon while the kernel looks up, and forgets, 10,000 again and again.
+    """
+
+    def resident(process):
+        with open(f"/proc/{process}/status") as status:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) * 1024
 
-    progress("the daemon's memory")
-    found = [resident()]
+    progress("memory with 10,000 arrays seen")
+    listing = ours("", "sharr.list('many')")
+    listing.measure(0)  # it has begun
+    before = resident(listing.process.pid)
+    listing.measure(10)
+    library = resident(listing.process.pid) - before
+    listing.close()
+    results.append({"what": "library's memory", "bytes": library})
+    found = [resident(daemon)]
     for _ in range(30):
         with open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")
         for i in range(10_000):
             os.stat(f"{point}/many/{i}")
         subprocess.run(["ls", "-l", f"{point}/many"], stdout=subprocess.DEVNULL, check=True)
-        found.append(resident())
+        found.append(resident(daemon))
     first, most, last = (n / (1 << 20) for n in (found[0], max(found), found[-1]))
-    print(f"\nThe daemon: {first:.1f} MiB with 10,000 arrays seen; over 300,000 look-ups more at most "
-          f"{most:.1f}, at last {last:.1f} (limit 32)\n")  # fmt: skip
+    print(f"\nMemory with 10,000 arrays seen: a process that lists them {library / (1 << 20):.1f} MiB "
+          f"more; the daemon {first:.1f} MiB,\nover 300,000 look-ups more at most {most:.1f}, at last "
+          f"{last:.1f} (limit 32)\n")  # fmt: skip
     results.append({"what": "daemon's memory", "bytes": found})
 
 
@@ -436,7 +495,8 @@ def growth():
             curve("attach", "arrays in the directory", "µs", number, 300, [
                 ours(made, "x = sharr.attach('a'); del x"),
                 upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x")], scale=1e6)  # fmt: skip
-            stat = f"import os\nos.listdir('{{0}}')\nat = [f'{{0}}/many{{{{i}}}}' for i in range({number})]\n"
+            stat = "import os\nos.listdir('{0}')\n"
+            stat += f"at = [f'{{0}}/many{{{{i}}}}' for i in range({number})]\n"
             stat += "import itertools\nat = itertools.cycle(at)\n"
             curve("stat", "arrays looked at", "µs", number, max(number, 300), [
                 ours(stat.format(point), "os.stat(next(at))", "mount"),
@@ -447,7 +507,8 @@ def growth():
     for options, label in ((HUGE, "huge pages"), (SMALL, "4 KiB pages")):
         with shm(options):
             for size in (1 << shift for shift in range(10, 31, 4)):
-                sides = [ours("", f"x = sharr.create('n', {size}, 'u1'); del x; sharr.delete('n')", label)]
+                made = f"x = sharr.create('n', {size}, 'u1'); del x; sharr.delete('n')"
+                sides = [ours("", made, label)]
                 curve("create + delete", "bytes", "ms", size, 1 if size > 1 << 22 else 50, sides, scale=1e3)
     with shm(SMALL):
         size = 256 << 20

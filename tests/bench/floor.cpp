@@ -1,4 +1,5 @@
-// What the kernel and the memory take by themselves: the floor under each row of the benchmark.
+// What the kernel and the memory take by themselves: the floor under each row of the benchmark; and
+// what the library takes on top, without Python.
 //
 //   floor ROW FILE
 //
@@ -21,6 +22,8 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "sharr/store.hpp"
 
 namespace {
 
@@ -81,6 +84,13 @@ void create_and_delete(const std::string& path) {
   check(unlink(path.c_str()), "unlink");
 }
 
+void library_attach(const std::string& path) { sharr::attach(path); }
+
+void library_create_and_delete(const std::string& path) {
+  const sharr::Array array = sharr::create(path, {128}, sharr::Dtype::of<double>());
+  sharr::remove(path);
+}
+
 void touch(const std::string& path) {
   const int fd = check(open(path.c_str(), O_RDWR | O_CLOEXEC), "open");
   char* const base = map(fd, page + gib);
@@ -108,12 +118,17 @@ int main(int argc, char** argv) {
   const std::map<std::string, std::function<void()>> rows = {
       {"attach", [&] { attach(path); }},
       {"create", [&] { create_and_delete(path); }},
+      {"library-attach", [&] { library_attach(path); }},
+      {"library-create", [&] { library_create_and_delete("shm://library"); }},
       {"touch", [&] { touch(path); }},
       {"memcpy", [&] { copy(to, from, 1); }},
       {"memcpy-threads",
        [&] { copy(to, from, std::max(1U, std::thread::hardware_concurrency())); }},
   };
   const auto& work = rows.at(argv[1]);
+  if (std::string(argv[1]) == "library-attach") {
+    sharr::create(path, {128}, sharr::Dtype::of<double>(), {.exist_ok = true});
+  }
   if (std::string(argv[1]).starts_with("memcpy"))
     from = populated_memory(), to = populated_memory();
   for (int count; std::cin >> count;) {

@@ -817,7 +817,7 @@ def test_plot(name, tmp_path):
     make(f"{name}-2", np.arange(30).reshape(3, 10))
     prints("show", "--plot", f"{name}-2", "-o", file)
     assert png_size(file) == (800, 500)
-    sharr.create(f"{name}-l", 10**9, "u1", reserve=False)
+    sharr.create(f"{name}-l", 10**8, "u1", reserve=False)
     prints("show", "--plot", f"{name}-l", "-o", file)
     for one in (f"{name}-$x_", f"{name}-2", f"{name}-l"):
         assert " to " in prints("show", "--plot", one)
