@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 
 import click
 import sharr
@@ -81,32 +80,30 @@ def style_name(text):
 def width(text):
     if text.isascii():
         return len(text)
-    return sum(
-        0
-        if unicodedata.category(char) in ("Mn", "Me")  # marks that stand on another
-        else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in text
-    )
+    from wcwidth import wcswidth
+
+    return wcswidth(text)
 
 
 def print_table(header, rows, right=()):
-    """Print aligned columns; those named in `right` to the right, the last one without padding."""
-    columns = range(len(header))
-    widths = [max(width(row[column]) for row in (header, *rows)) for column in columns]
-    for number, row in enumerate((header, *rows)):
-        cells = []
-        for column in columns:
-            text, padding = row[column], " " * (widths[column] - width(row[column]))
-            if number == 0:
-                text = style(text, bold=True)
-            elif header[column] == "NAME":
-                text = style_name(text)
-            if header[column] in right:
-                text = padding + text
-            elif column != columns[-1]:
-                text += padding
-            cells.append(text)
-        print("  ".join(cells))
+    """Print aligned columns; those named in `right` to the right."""
+    import tabulate
+
+    tabulate.MIN_PADDING = 0  # beside the header
+    names = [number for number, title in enumerate(header) if title == "NAME"]
+    rows = [
+        [style_name(cell) if number in names else cell for number, cell in enumerate(row)]
+        for row in rows
+    ]
+    table = tabulate.tabulate(
+        rows,
+        [style(title, bold=True) for title in header],
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=["right" if title in right else "left" for title in header] if rows else None,
+    )
+    for line in table.split("\n"):
+        print(line.rstrip(" "))
 
 
 def print_columns(texts):
