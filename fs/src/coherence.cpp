@@ -289,6 +289,16 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
       constexpr std::uint32_t entries = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO;
       if (name.empty() || (mask & entries) != 0) changed.insert(directory->id);
       if (name.empty() || sharr::reserved(name)) continue;
+      // Of a file that gets a second name, the directory of the first is told nothing.
+      struct stat st;
+      if ((mask & (IN_CREATE | IN_MOVED_TO)) != 0 && (mask & IN_ISDIR) == 0 &&
+          fstatat(directory->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+          st.st_nlink > 1) {
+        if (const auto known = ids_.find(key_of(st)); known != ids_.end()) {
+          changed.insert(known->second);
+          expire |= nodes_.at(known->second)->epoch == epoch_;
+        }
+      }
       for (const NodePtr& node : placed_at(*directory, name)) {
         if (!written(*node)) changed.insert(node->id);
         constexpr std::uint32_t attributes_only = IN_ATTRIB | IN_ISDIR;

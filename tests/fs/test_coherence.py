@@ -199,6 +199,9 @@ def changes(behind):
     yield "mkdir", lambda: os.mkdir(behind / "made"), lambda p: (
         p.stat().st_nlink == 4 and p.stat().st_mtime == behind.stat().st_mtime
     )
+    yield "link", lambda: os.link(behind / "link", behind / "linked"), lambda p: (
+        (p / "link").stat().st_nlink == 2)  # fmt: skip
+    yield "chmod by another name", lambda: os.chmod(behind / "linked", 0o604), mode("link", 0o604)
     yield "exchange", lambda: exchange(behind / "time", behind / "mode"), lambda p: (
         is_("time", "mode")(p) and is_("mode", "time")(p))  # fmt: skip
     yield "a file for a directory", lambda: (os.rmdir(behind / "made"),
@@ -212,7 +215,7 @@ def exchange(one, other):
 
 def test_each_change_beside(space):
     uri, behind, point = space
-    for one in ("mode time own gone old source target cut spoilt d/in move".split()):
+    for one in ("mode time own gone old source target cut spoilt link d/in move".split()):
         sharr.create(f"{uri}/{one}", 3)
     (behind / "empty").mkdir()
     for what, change, seen in changes(behind):
