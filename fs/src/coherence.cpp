@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <functional>
 
@@ -241,7 +242,6 @@ void FileSystem::looks_up(pid_t tid) {
 // that moment; so if any have expired in between, they have to once more. That it has done so shows
 // when it asks for more, or closes.
 void FileSystem::listed(Directory& directory) {
-  const std::lock_guard lock(mutex_);
   if (!std::exchange(directory.in_kernel, true)) ++listings_;
 }
 
@@ -261,6 +261,7 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   struct Look {
     sharr::FileDescriptor directory;
     NodePtr node;
+    NodePtr parent;
     std::string name;
   };
   std::set<fuse_ino_t> changed;
@@ -299,28 +300,35 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
           expire |= nodes_.at(known->second)->epoch == epoch_;
         }
       }
-      for (const NodePtr& node : placed_at(*directory, name)) {
+      std::vector<NodePtr> concerned = placed_at(*directory, name);
+      // To inotify a descriptor of what was made without a name has this one for ever.
+      if (name.starts_with('#')) {
+        ino_t inode = 0;
+        std::from_chars(name.data() + 1, name.data() + name.size(), inode);
+        const auto known = ids_.find({std::get<0>(directory->key), inode, false});
+        if (known != ids_.end()) concerned.push_back(nodes_.at(known->second));
+      }
+      for (const NodePtr& node : concerned) {
         if (!written(*node)) changed.insert(node->id);
         constexpr std::uint32_t attributes_only = IN_ATTRIB | IN_ISDIR;
-        if ((mask & ~attributes_only) == 0) continue;
-        const int fd = fcntl(directory->fd.get(), F_DUPFD_CLOEXEC, 0);  // or -1: then it expires
-        looks[node->id] = {sharr::FileDescriptor(fd), node, name};
+        if ((mask & ~attributes_only) == 0 || !node->placed) continue;
+        const int fd = fcntl(node->parent->fd.get(), F_DUPFD_CLOEXEC, 0);  // or -1: it expires
+        looks[node->id] = {sharr::FileDescriptor(fd), node, node->parent, node->name};
       }
     }
   }
+  // What is being put into the kernel has no inode there yet, but its name will be too old.
+  for (const fuse_ino_t id : changed) expire |= !expire_attributes(id);
   for (const auto& [id, look] : looks) {
     const auto entry =
         look.directory ? sharr::inspect(look.directory.get(), look.name, "") : std::nullopt;
     const std::lock_guard lock(mutex_);
     if (entry && key_of(entry->st) == look.node->key) continue;
     if (look.node->epoch == epoch_) expire = true;
-    if (look.node->placed && look.node->name == look.name) unplace(*look.node);
+    Node& node = *look.node;
+    if (node.placed && node.parent == look.parent && node.name == look.name) unplace(node);
   }
-  if (expire) expire_names();  // first, as getattr has it: no file without a name is found by one
-  bool on_its_way = false;
-  for (const fuse_ino_t id : changed) on_its_way |= !expire_attributes(id);
-  // Into the kernel: it has no inode there yet, but its name will be too old.
-  if (on_its_way) expire_names();
+  if (expire) expire_names();
   const std::lock_guard lock(mutex_);
   if (!repeat_) return -1;
   repeat_after_ = events.empty() ? repeat_after_ * 2 : first_repeat;

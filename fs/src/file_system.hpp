@@ -132,7 +132,7 @@ class FileSystem {
   bool displaced(const NodePtr& node);
   bool insists(const NodePtr& node, pid_t tid);
   void looks_up(pid_t tid);
-  void listed(Directory& directory);
+  void listed(Directory& directory);  // mutex_ is held
   void taken(Directory& directory);
   int noticed(const std::vector<Watches::Event>& events);
 

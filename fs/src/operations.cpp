@@ -165,6 +165,10 @@ struct FileSystem::Operations {
             if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
           }
           st = fs.presented(fs.stat_node(node));
+          {
+            const std::lock_guard lock(fs.mutex_);
+            if (node->parent) ++node->parent->changes;  // what is being listed has the old ones
+          }
           fuse_reply_attr(request, &st,
                           0);  // to this the kernel listens even if it has changed since
         },
@@ -205,6 +209,11 @@ struct FileSystem::Operations {
     } else if (fs.displaced(node) && !fs.insists(node, caller_of(request))) {
       fail(ESTALE);  // by a name that the kernel remembers, it looks again
     }
+    const auto key = [&] {
+      const std::lock_guard lock(fs.mutex_);
+      return node->key;
+    };
+    const Key before = key();
     auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
     if (const AsCaller caller(request); caller.switched() && retry != Retry::draft) {
       // What has the name now may not be what the kernel has checked the caller's rights on.
@@ -214,7 +223,8 @@ struct FileSystem::Operations {
         fail(errnum);
       }
     }
-    if (opened->writable) fs.expire_attributes(id);  // see written()
+    // See written(); or another file has taken the name, and the node.
+    if (opened->writable || key() != before) fs.expire_attributes(id);
     file->fh = reinterpret_cast<std::uint64_t>(opened.get());
     Handle* const handle = opened.release();
     // Never cached: the pages change without the kernel's FUSE side knowing.
@@ -517,9 +527,9 @@ struct FileSystem::Operations {
         }
         used += length;
       }
+      if (!entered.empty()) fs.listed(directory);
     }
     if (remembered_elsewhere) fs.expire_names();
-    if (!entered.empty()) fs.listed(directory);
     if (fuse_reply_buf(request, buffer.data(), used) == 0) return;
     for (const fuse_ino_t each : entered) fs.forget(each, 1);
   }
@@ -572,6 +582,7 @@ struct FileSystem::Operations {
       }
       {
         const std::lock_guard lock(fs.mutex_);  // the kernel forgets the name by itself
+        ++node->changes;
         for (const NodePtr& removed : fs.placed_at(*node, name)) fs.unplace(*removed);
       }
       fuse_reply_err(request, 0);
@@ -617,6 +628,8 @@ struct FileSystem::Operations {
       }
       {
         const std::lock_guard lock(fs.mutex_);
+        ++from->changes;
+        ++to->changes;
         fs.moved(source->st, to, new_name);
         if (target && (flags & exchange) != 0) fs.moved(target->st, from, name);
       }

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <array>
@@ -66,11 +67,15 @@ void Watches::run() {
   }
 }
 
+// What there is by now; somebody may add more as fast as it is read.
 void Watches::read_events(std::vector<Event>& events) const {
   alignas(inotify_event) std::array<char, 64 * (sizeof(inotify_event) + NAME_MAX + 1)> buffer;
-  while (true) {
+  int left = 0;
+  if (ioctl(inotify_.get(), FIONREAD, &left) != 0) return;
+  while (left > 0) {
     const ssize_t n = read(inotify_.get(), buffer.data(), buffer.size());
-    if (n <= 0) return;  // EAGAIN: that was all
+    if (n <= 0) return;
+    left -= static_cast<int>(n);
     for (ssize_t at = 0; at < n;) {
       inotify_event event;
       std::memcpy(&event, buffer.data() + at, sizeof(event));

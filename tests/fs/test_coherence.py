@@ -233,6 +233,29 @@ def test_each_change_beside(space):
             assert again.read() == file.read() != b""
 
 
+def test_changes_by_a_descriptor_that_had_no_name(space):
+    uri, behind, point = space
+    sharr.create(f"{uri}/a", 3)
+    file = os.open(behind, os.O_TMPFILE | os.O_RDWR)
+    os.write(file, (behind / "a").read_bytes())
+    os.link(f"/proc/self/fd/{file}", behind / "b", src_dir_fd=file)
+    known(point)
+    os.fchmod(file, 0o604)
+    soon(lambda: (point / "b").stat().st_mode & 0o777 == 0o604, "the mode")
+    os.ftruncate(file, 0)
+    soon(lambda: not (point / "b").exists(), "its end")
+    os.close(file)
+
+
+def test_what_is_opened_is_what_is_told_of_it(space):
+    uri, _, point = space
+    for i in range(200):
+        sharr.put(f"{uri}/a", np.arange(3 + i), replace=True)
+        with open(point / "a", "rb") as file:
+            assert os.fstat(file.fileno()).st_size == len(file.read())
+        os.stat(point / "a")
+
+
 def test_opened_is_what_has_the_name(space):
     """An open by a name that the kernel remembers, of a file that is open and replaced."""
     uri, _, point = space
