@@ -3,6 +3,8 @@
 
 #include <dirent.h>
 #include <fmt/format.h>
+#include <linux/capability.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -167,12 +169,26 @@ bool unchanged(int dirfd, dev_t device, std::string_view prefix, const Listing::
          item.info->offset + item.info->nbytes <= static_cast<std::uint64_t>(st.st_size);
 }
 
-// The listings that are remembered: of directories, by device, inode and who has read them. Guarded
-// by memory_mutex().
+// What decides on what this thread may read: a listing is not for who may read less.
+std::string credentials() {
+  std::array<gid_t, 64> groups;
+  const int count = getgroups(static_cast<int>(groups.size()), groups.data());
+  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  std::array<__user_cap_data_struct, 2> capabilities{};
+  // Of so many groups that they cannot be told, or without an answer: nobody's.
+  if (count < 0 || syscall(SYS_capget, &header, capabilities.data()) != 0) return {};
+  std::string text = fmt::format("{} {} {:x} {:x}", geteuid(), getegid(), capabilities[0].effective,
+                                 capabilities[1].effective);
+  for (int i = 0; i < count; ++i) text += fmt::format(" {}", groups[static_cast<std::size_t>(i)]);
+  return text;
+}
+
+// The listings that are remembered: of directories, by device, inode and the credentials() that
+// have read them. Guarded by memory_mutex().
 struct Listings {
   // Two or three hundred bytes each.
   static constexpr std::size_t max_items = std::size_t{1} << 17;
-  using Key = std::tuple<dev_t, ino_t, uid_t>;
+  using Key = std::tuple<dev_t, ino_t, std::string>;
 
   std::map<Key, std::shared_ptr<const Listing>> known;
   std::size_t items = 0;
@@ -200,7 +216,7 @@ void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) 
     all.known.erase(found);
   }
   const std::size_t size = listing->items.size();
-  if (size > Listings::max_items || size == 0) return;
+  if (size > Listings::max_items || size == 0 || std::get<2>(key).empty()) return;
   if (all.items + size > Listings::max_items) {
     dropped.merge(all.known);
     all.known.clear();
@@ -282,7 +298,7 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
   struct stat st;
   if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
   const dev_t device = st.st_dev;
-  const Listings::Key key{device, st.st_ino, geteuid()};
+  const Listings::Key key{device, st.st_ino, credentials()};
   std::shared_ptr<const Listing> known = known_listing(key);
   const bool same_names = known->changed && same(*known->changed, st.st_ctim);
   std::shared_ptr<Listing> read;

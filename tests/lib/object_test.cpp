@@ -2,7 +2,10 @@
 #include "sharr/object.hpp"
 
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <sys/file.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -254,6 +257,25 @@ TEST_F(Listings, DoNotTellOneUserWhatAnotherMayRead) {
   const std::string theirs = listed(space_);
   ASSERT_EQ(seteuid(0), 0);
   EXPECT_EQ(theirs, "");
+}
+
+TEST_F(Listings, EndWithTheRightToRead) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs to be root";
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  ASSERT_EQ(chown(space_.path("a").c_str(), 65534, 65534), 0);
+  std::filesystem::permissions(space_.path("a"), std::filesystem::perms::owner_read);
+  settle();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(listed(space_), "a<f8(3,) ");
+  const pid_t child = fork();
+  if (child == 0) {
+    __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+    const __user_cap_data_struct none[2] = {};
+    const bool dropped = syscall(SYS_capset, &header, none) == 0;
+    _exit(dropped && listed(space_).empty() ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 TEST(Files, AreReadWithoutAMapping) {
