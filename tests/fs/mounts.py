@@ -1,6 +1,7 @@
 """Mounting, and looking at a mount and its daemon: what the tests of the mount share."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -34,6 +35,17 @@ def unmount(point):
     command = ["umount"] if IS_ROOT else ["fusermount3", "-u"]
     subprocess.run([*command, str(point)], check=True)
     wait_until(lambda: not daemons(point), "the daemon's end")
+
+
+@contextlib.contextmanager
+def alone():
+    """Alone of all test runs on the machine, also in other roots, for what holds for all of it."""
+    file = os.open("/sys/fs/fuse", os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 from conftest import SHM, needs_root, sharrfs_binary, wait_until
-from mounts import daemons, fails, mounted, mounting, needs_fuse, unmount
+from mounts import alone, daemons, fails, mounted, mounting, needs_fuse, unmount
 
 import sharr
 
@@ -40,6 +40,13 @@ def soon(condition, what):
     while not condition():
         assert time.monotonic() < deadline, f"not seen: {what}"
         time.sleep(0.001)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine():
+    """Inotify's limits, and what the kernel's caches hold, are the same for other test runs."""
+    with alone():
+        yield
 
 
 def known(point):

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import sharr
 from conftest import PYTHON, SHM, wait_until
-from mounts import daemons, mode, needs_fuse, space  # the fixtures come by import
+from mounts import alone, daemons, mode, needs_fuse, space  # the fixtures come by import
 
 pytestmark = needs_fuse
 
@@ -134,7 +134,7 @@ def test_load(space, mode):
         assert seen == {a.name.removeprefix(f"{uri}/") for a in sharr.list(uri)}
         assert not [n for _, _, files in os.walk(behind) for n in files if n.startswith(".sharr-tmp-")]
         # The daemon knows a file for as long as the kernel does, which is until it wants the memory.
-        with contextlib.suppress(OSError), open("/proc/sys/vm/drop_caches", "w") as file:
+        with contextlib.suppress(OSError), alone(), open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")
         memory.append(resident(pid))
     wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= fds, "descriptors to be closed")
