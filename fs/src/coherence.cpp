@@ -4,14 +4,20 @@
 // that could make the answer wrong; then it is told:
 //
 // - FUSE_NOTIFY_INVAL_INODE: the attributes of an inode are to be asked for again.
-// - FUSE_NOTIFY_INC_EPOCH: all names are to be looked up again. FUSE_NOTIFY_INVAL_ENTRY would do it
-//   for one, but waits for the lock of its directory, which is held by whoever waits for an answer
-//   of this daemon: killed while both wait, it could not die, and the mount would hang for ever.
-//   Linux has the epoch since 6.16 (FUSE 7.44); before, nothing is remembered.
+// - FUSE_NOTIFY_PRUNE: an inode is to be forgotten, with all its names, unless somebody uses it.
+//   That it was shows by a FORGET. Linux has this since 6.18 (FUSE 7.45).
+// - FUSE_NOTIFY_INC_EPOCH: all names are to be looked up again. To some programs what is open, or
+// is
+//   their working directory, seems deleted until then, so that it is for what is in use. Linux has
+//   this since 6.16 (FUSE 7.44); before, nothing is remembered.
 //
-// Neither waits for anything. What is not there is never remembered, so that a new name needs no
-// word. What inotify does not tell ends with the time that was given: a store to a mapping sets the
-// time of modification, a read that of access, and a file system may be mounted on a directory.
+// FUSE_NOTIFY_INVAL_ENTRY is for one name, but waits for the lock of its directory, which is held
+// by whoever waits for an answer of this daemon: killed while both wait, it could not die, and the
+// mount would hang for ever.
+//
+// None of these waits for anything. What is not there is never remembered, so that a new name needs
+// no word. What inotify does not tell ends with the time that was given: a store to a mapping sets
+// the time of modification, a read that of access, and a file system may be mounted on a directory.
 #include <sys/inotify.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -19,6 +25,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <functional>
 
@@ -29,21 +36,32 @@ namespace sharrfs {
 namespace {
 
 // Of an answer that inotify watches over, in seconds.
-constexpr double remembered = 10;
+constexpr double memory = 10;
 
 // How often it is said again that names have changed, while the kernel may still be at work on a
 // listing from before: in milliseconds, doubling.
 constexpr int first_repeat = 4;
-constexpr int last_repeat = static_cast<int>(remembered * 1000);
+constexpr int last_repeat = static_cast<int>(memory * 1000);
 
 // Linux's include/uapi/linux/fuse.h.
 constexpr std::int32_t inc_epoch = 8;
 constexpr unsigned inc_epoch_minor = 44;
+constexpr std::int32_t prune = 9;
+constexpr unsigned prune_minor = 45;
 struct OutHeader {
   std::uint32_t length;
   std::int32_t error;  // of a notification, its code
   std::uint64_t unique;
 };
+struct Prune {
+  OutHeader header;
+  std::uint32_t count;  // of nodes, whose numbers follow
+  std::uint32_t padding;
+  std::uint64_t spare;
+};
+
+// Within this a FORGET has come, or somebody uses the inode.
+constexpr std::chrono::milliseconds patience{2};
 
 // Whether all changes on the file system are made on this machine, past inotify.
 bool is_local(int fd) {
@@ -85,7 +103,10 @@ void FileSystem::start_watching() {
   watch(nodes_.at(FUSE_ROOT_ID));
 }
 
-void FileSystem::remember_if(unsigned minor) { remembers_ = minor >= inc_epoch_minor; }
+void FileSystem::remember_if(unsigned minor) {
+  remembers_ = minor >= inc_epoch_minor;
+  prunes_ = minor >= prune_minor;
+}
 
 void FileSystem::stop() {
   watches_.stop();
@@ -113,14 +134,14 @@ bool FileSystem::written(const Node& node) {
 double FileSystem::name_time(const Node& node, const struct stat& st, std::uint64_t changes) const {
   if (!holds(changes, *node.parent) || node.writing) return 0;
   // With a second name it may change where nobody looks.
-  return node.directory || st.st_nlink == 1 ? remembered : 0;
+  return node.directory || st.st_nlink == 1 ? memory : 0;
 }
 
 double FileSystem::attribute_time(const Node& node, const struct stat& st) const {
   if (!remembers_ || node.writing || written(node)) return 0;
-  if (node.directory) return node.watch >= 0 ? remembered : 0;
+  if (node.directory) return node.watch >= 0 ? memory : 0;
   const bool watched = node.placed && node.parent->watch >= 0 && st.st_nlink == 1;
-  return watched ? remembered : 0;
+  return watched ? memory : 0;
 }
 
 std::uint64_t FileSystem::changes_of(const NodePtr& directory) {
@@ -132,15 +153,21 @@ bool FileSystem::holds(std::uint64_t changes, const Node& directory) const {
   return remembers_ && directory.watch >= 0 && directory.changes == changes;
 }
 
-bool FileSystem::place(const NodePtr& node, const NodePtr& parent, const std::string& name) {
-  if (node->placed && node->parent == parent && node->name == name) return false;
-  const bool remembered_elsewhere = node->placed && node->epoch == epoch_;
+bool FileSystem::remembered(const Node& node) const {
+  return node.lookups > 0 && node.epoch == epoch_;
+}
+
+bool FileSystem::remembered_elsewhere(const Node& node, const NodePtr& parent,
+                                      const std::string& name) const {
+  return node.placed && remembered(node) && (node.parent != parent || node.name != name);
+}
+
+void FileSystem::place(const NodePtr& node, const NodePtr& parent, const std::string& name) {
   unplace(*node);
   node->parent = parent;
   node->name = name;
   places_.emplace(place_hash(parent->id, name), node->id);
   node->placed = true;
-  return remembered_elsewhere;
 }
 
 void FileSystem::unplace(Node& node) {
@@ -178,6 +205,39 @@ void FileSystem::expire_names() {
   }
 }
 
+void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes) {
+  if (nodes.empty()) return;
+  if (prunes_) {
+    const std::size_t length = sizeof(Prune) + nodes.size() * sizeof(fuse_ino_t);
+    const Prune notification{
+        .header = {.length = static_cast<std::uint32_t>(length), .error = prune, .unique = 0},
+        .count = static_cast<std::uint32_t>(nodes.size()),
+        .padding = 0,
+        .spare = 0};
+    std::vector<char> message(length);
+    std::memcpy(message.data(), &notification, sizeof(notification));
+    char* at = message.data() + sizeof(notification);
+    for (const NodePtr& node : nodes)
+      at = std::copy_n(reinterpret_cast<const char*>(&node->id), sizeof(node->id), at);
+    if (write(fuse_session_fd(session_), message.data(), length) < 0 && errno != ENODEV) {
+      prunes_ = false;
+    }
+  }
+  {
+    std::unique_lock lock(mutex_);
+    const auto any = [&](auto&& is) {
+      return std::ranges::any_of(
+          nodes, [&](const NodePtr& node) { return remembered(*node) && is(*node); });
+    };
+    const auto forgotten = [&] { return !any([](const Node&) { return true; }); };
+    if (prunes_ && !any([](const Node& node) { return !node.handles.empty(); })) {
+      forgotten_.wait_for(lock, patience, forgotten);
+    }
+    if (forgotten()) return;
+  }
+  expire_names();
+}
+
 bool FileSystem::expire_attributes(fuse_ino_t id) const {
   // With an offset below 0, attributes only.
   return fuse_lowlevel_notify_inval_inode(session_, id, -1, 0) != -ENOENT;
@@ -213,7 +273,8 @@ bool FileSystem::displaced(const NodePtr& node) {
     key = node->key;
   }
   struct stat st;
-  if (!parent->fd || fstatat(parent->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+  const sharr::FileDescriptor directory = held(parent);
+  if (!directory || fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
     return true;
   }
   return key_of(st) != key;
@@ -257,23 +318,47 @@ void FileSystem::taken(Directory& directory) {
   if (repeat) expire_names();
 }
 
+// Something has come to have a name.
+void FileSystem::arrived(const NodePtr& directory, const std::string& name,
+                         std::set<NodePtr>& changed, std::vector<NodePtr>& misnamed) {
+  struct stat st;
+  if (fstatat(directory->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return;
+  const auto known = ids_.find(key_of(st));
+  if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
+  const NodePtr& node = nodes_.at(known->second);
+  if (node->directory) {
+    // For whoever is in it and looks up nothing, too.
+    if (remembered_elsewhere(*node, directory, name)) misnamed.push_back(node);
+    place(node, directory, name);
+  } else if (st.st_nlink > 1) {
+    // When a file gets a second name, the directory of the first is told nothing.
+    changed.insert(node);
+    misnamed.push_back(node);
+  }
+}
+
 int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   struct Look {
-    sharr::FileDescriptor directory;
     NodePtr node;
     NodePtr parent;
     std::string name;
   };
-  std::set<fuse_ino_t> changed;
-  std::map<fuse_ino_t, Look> looks;
+  std::set<NodePtr> changed;
+  std::vector<NodePtr> misnamed;
+  std::vector<Look> looks;  // in the order of events: a directory is empty before it is removed
+  std::map<NodePtr, sharr::FileDescriptor> directories;
   bool expire = events.empty();
   {
+    const std::unique_lock tree(tree_mutex_);
     const std::lock_guard lock(mutex_);
+    std::set<const Node*> looked_at;
     for (const auto& [watch, mask, name] : events) {
       if ((mask & IN_Q_OVERFLOW) != 0) {
         for (const auto& [id, node] : nodes_) {
           ++node->changes;
-          if (!written(*node)) changed.insert(id);
+          if (written(*node)) continue;
+          changed.insert(node);
+          misnamed.push_back(node);
         }
         expire = true;
         continue;
@@ -288,18 +373,9 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
         expire = true;
       }
       constexpr std::uint32_t entries = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO;
-      if (name.empty() || (mask & entries) != 0) changed.insert(directory->id);
+      if (name.empty() || (mask & entries) != 0) changed.insert(directory);
       if (name.empty() || sharr::reserved(name)) continue;
-      // Of a file that gets a second name, the directory of the first is told nothing.
-      struct stat st;
-      if ((mask & (IN_CREATE | IN_MOVED_TO)) != 0 && (mask & IN_ISDIR) == 0 &&
-          fstatat(directory->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-          st.st_nlink > 1) {
-        if (const auto known = ids_.find(key_of(st)); known != ids_.end()) {
-          changed.insert(known->second);
-          expire |= nodes_.at(known->second)->epoch == epoch_;
-        }
-      }
+      if ((mask & (IN_CREATE | IN_MOVED_TO)) != 0) arrived(directory, name, changed, misnamed);
       std::vector<NodePtr> concerned = placed_at(*directory, name);
       // To inotify a descriptor of what was made without a name has this one for ever.
       if (name.starts_with('#')) {
@@ -309,26 +385,36 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
         if (known != ids_.end()) concerned.push_back(nodes_.at(known->second));
       }
       for (const NodePtr& node : concerned) {
-        if (!written(*node)) changed.insert(node->id);
+        if (!written(*node)) changed.insert(node);
         constexpr std::uint32_t attributes_only = IN_ATTRIB | IN_ISDIR;
         if ((mask & ~attributes_only) == 0 || !node->placed) continue;
-        const int fd = fcntl(node->parent->fd.get(), F_DUPFD_CLOEXEC, 0);  // or -1: it expires
-        looks[node->id] = {sharr::FileDescriptor(fd), node, node->parent, node->name};
+        if (!looked_at.insert(node.get()).second) continue;
+        looks.push_back({.node = node, .parent = node->parent, .name = node->name});
+        sharr::FileDescriptor& opened = directories[node->parent];
+        if (!opened && node->parent->fd) {
+          opened = sharr::FileDescriptor(fcntl(node->parent->fd.get(), F_DUPFD_CLOEXEC, 0));
+        }
       }
     }
   }
   // What is being put into the kernel has no inode there yet, but its name will be too old.
-  for (const fuse_ino_t id : changed) expire |= !expire_attributes(id);
-  for (const auto& [id, look] : looks) {
-    const auto entry =
-        look.directory ? sharr::inspect(look.directory.get(), look.name, "") : std::nullopt;
+  for (const NodePtr& node : changed) {
+    if (!expire_attributes(node->id)) misnamed.push_back(node);
+  }
+  for (const auto& [node, parent, name] : looks) {
+    const int directory = directories.at(parent).get();
+    std::optional<sharr::Entry> entry;
+    try {
+      if (directory >= 0) entry = sharr::inspect(directory, name, "");
+    } catch (const sharr::Error&) {  // no descriptor to look with: the name expires
+    }
     const std::lock_guard lock(mutex_);
-    if (entry && key_of(entry->st) == look.node->key) continue;
-    if (look.node->epoch == epoch_) expire = true;
-    Node& node = *look.node;
-    if (node.placed && node.parent == look.parent && node.name == look.name) unplace(node);
+    if (entry && key_of(entry->st) == node->key) continue;
+    misnamed.push_back(node);
+    if (node->placed && node->parent == parent && node->name == name) unplace(*node);
   }
   if (expire) expire_names();
+  expire_names_of(misnamed);
   const std::lock_guard lock(mutex_);
   if (!repeat_) return -1;
   repeat_after_ = events.empty() ? repeat_after_ * 2 : first_repeat;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <linux/limits.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -33,6 +34,9 @@ constexpr std::size_t longest_path = std::size_t{1} << 20;
 
 // Within this an open that was answered ESTALE has come back, or it has come to nothing.
 constexpr std::chrono::seconds longest_retry{10};
+
+// Of directories that are let go when they are gone, not to look for them all the time.
+constexpr std::size_t least_swept = 64;
 
 // To look is not to use: while this lives, reading leaves the time of access alone, where that may
 // be asked for.
@@ -204,8 +208,8 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
     return fd;
   }
   FileDescriptor fd;
-  if (node->fd) {
-    fd = sharr::open_beneath(node->fd.get(), ".", flags);
+  if (const FileDescriptor directory = held(node)) {
+    fd = sharr::open_beneath(directory.get(), ".", flags);
     if (!fd) fail(errno);
     st = stat_of(fd.get());
     return fd;
@@ -229,13 +233,46 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
 }
 
 FileDescriptor FileSystem::open_directory(const NodePtr& node) {
-  if (node->fd) {
-    FileDescriptor fd(fcntl(node->fd.get(), F_DUPFD_CLOEXEC, 0));
-    if (!fd) fail(errno);
-    return fd;
-  }
+  if (FileDescriptor fd = held(node)) return fd;
   struct stat st;
   return open_node(node, O_PATH | O_DIRECTORY, st);
+}
+
+FileDescriptor FileSystem::held(const NodePtr& node) {
+  const std::lock_guard lock(mutex_);
+  if (!node->fd) return {};
+  FileDescriptor fd(fcntl(node->fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!fd) fail(errno);
+  return fd;
+}
+
+// The kernel may remember a directory that is gone, and its descriptor with it, for as long as it
+// does not want the memory.
+void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {
+  if (until_sweep_ == 0) {
+    const auto holding = std::exchange(holding_, {});
+    for (const NodePtr& other : holding) {
+      struct stat st;
+      if (fstat(other->fd.get(), &st) == 0 && st.st_nlink == 0) {
+        let_go(*other);
+      } else {
+        holding_.insert(other);
+      }
+    }
+    until_sweep_ = holding_.size() + least_swept;
+  }
+  --until_sweep_;
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  if (static_cast<rlim_t>(fd.get()) > limit.rlim_cur / 2) return;
+  node->fd = std::move(fd);
+  holding_.insert(node);
+  watch(node);
+}
+
+void FileSystem::let_go(Node& node) {
+  unwatch(node);
+  node.fd = FileDescriptor();
 }
 
 std::pair<FileSystem::NodePtr, std::string> FileSystem::place_of(const NodePtr& node) {
@@ -250,9 +287,9 @@ struct stat FileSystem::stat_node(const NodePtr& node) {
         std::max<nlink_t>(st.st_nlink, 1);  // what a program that has a name for it expects
     return st;
   }
-  if (node->fd) return stat_of(node->fd.get());
   {
     const std::lock_guard lock(mutex_);
+    if (node->fd) return stat_of(node->fd.get());
     if (!node->handles.empty()) return stat_of(node->handles.front()->fd.get());
   }
   struct stat st;
@@ -294,25 +331,24 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
     fd = FileDescriptor();
     if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
-  fuse_entry_param reply;
-  bool remembered_elsewhere = false;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto [node, added] = node_of(entry->st);
-    if (added && node->directory) {
-      node->fd = std::move(fd);
-      watch(node);
-    }
-    // The root has no name, even if a bind mount or a race shows it below itself.
-    if (node->id == FUSE_ROOT_ID) return entry_of(node, entry->st);
-    remembered_elsewhere = place(node, parent, name);
-    const double time = name_time(*node, entry->st, changes);
-    // What is in a directory has changed its times before it was watched, maybe.
-    const bool steady = time > 0 && !(added && node->directory);
-    reply = entry_of(node, entry->st, time, steady ? attribute_time(*node, entry->st) : 0);
+  std::unique_lock lock(mutex_);
+  auto [node, added] = node_of(entry->st);
+  // The root has no name, even if a bind mount or a race shows it below itself.
+  if (node->id == FUSE_ROOT_ID) return entry_of(node, entry->st);
+  if (remembered_elsewhere(*node, parent, name)) {
+    // Inotify will tell, but whoever sees it here must not see it there any more.
+    unplace(*node);
+    lock.unlock();
+    expire_names_of({node});
+    lock.lock();
+    std::tie(node, added) = node_of(entry->st);
   }
-  if (remembered_elsewhere) expire_names();
-  return reply;
+  if (added && node->directory) hold(node, std::move(fd));
+  place(node, parent, name);
+  const double time = name_time(*node, entry->st, changes);
+  // What is in a directory has changed its times before it was watched, maybe.
+  const bool steady = time > 0 && !(added && node->directory);
+  return entry_of(node, entry->st, time, steady ? attribute_time(*node, entry->st) : 0);
 }
 
 std::pair<FileSystem::NodePtr, bool> FileSystem::node_of(const struct stat& st) {
@@ -347,9 +383,11 @@ void FileSystem::drop(fuse_ino_t id, std::uint64_t count) {
   const auto known = ids_.find(node.key);
   if (known != ids_.end() && known->second == id) ids_.erase(known);
   drafts_.erase(found->second);
+  holding_.erase(found->second);
   unplace(node);
-  unwatch(node);
+  let_go(node);
   nodes_.erase(found);
+  forgotten_.notify_all();
 }
 
 std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id) {
@@ -735,21 +773,20 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   }
   writing.published = true;
   const struct stat st = stat_of(writing.draft.fd());
-  std::vector<fuse_ino_t> changed{parent->id};
+  std::vector<NodePtr> replaced;
   {
     const std::lock_guard lock(mutex_);
     remember(*node, writing.draft.fd(), st, info);
     drafts_.erase(node);
     node->writing.reset();
     ++parent->changes;
-    for (const NodePtr& replaced : placed_at(*parent, name)) {
-      unplace(*replaced);
-      changed.push_back(replaced->id);
-    }
+    replaced = placed_at(*parent, name);
+    for (const NodePtr& old : replaced) unplace(*old);
   }
   // At once, and not when inotify tells: whoever looks after this sees it.
-  if (changed.size() > 1) expire_names();
-  for (const fuse_ino_t id : changed) expire_attributes(id);
+  expire_names_of(replaced);
+  for (const NodePtr& old : replaced) expire_attributes(old->id);
+  expire_attributes(parent->id);
 }
 
 }  // namespace sharrfs

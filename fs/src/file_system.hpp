@@ -4,7 +4,9 @@
 // kernel has asked about; everything said of it is read from there at the moment of asking, and
 // what the kernel remembers of it expires when it changes; see coherence.cpp. A file's node holds
 // no descriptor unless somebody has it open: a descriptor would keep a deleted array's memory. A
-// directory's holds one (O_PATH), so that it is found wherever it goes.
+// directory's holds one (O_PATH), so that it is found wherever it goes; or is found by its name,
+// like a file, when there are more directories than half of the descriptors that the daemon may
+// have.
 //
 // A file that is being written is a sharr::Draft, which has no name on the backing file system and
 // none here, until whoever writes it closes it; see finish().
@@ -14,6 +16,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -86,6 +89,10 @@ class FileSystem {
   // again. ESTALE for a directory that is somewhere else now.
   sharr::FileDescriptor open_node(const NodePtr& node, int flags, struct stat& st);
   sharr::FileDescriptor open_directory(const NodePtr& node);
+  // A copy of the descriptor that a directory's node holds; empty when it holds none.
+  sharr::FileDescriptor held(const NodePtr& node);
+  void hold(const NodePtr& node, sharr::FileDescriptor fd);  // mutex_ is held
+  void let_go(Node& node);                                   // as well
   void bind(Node& node, const Key& key);
   // The node of a file, new when there is none. mutex_ is held.
   std::pair<NodePtr, bool> node_of(const struct stat& st);
@@ -112,9 +119,11 @@ class FileSystem {
   // For how many seconds attributes read from now on may be remembered.
   double attribute_time(const Node& node, const struct stat& st) const;
   double name_time(const Node& node, const struct stat& st, std::uint64_t changes) const;
-  // Where a node is, so that a change there leads to it. True when the kernel may remember another
-  // name of it: names are to expire then.
-  bool place(const NodePtr& node, const NodePtr& parent, const std::string& name);
+  // Whether the kernel may remember a name of the node, other than this one if it is given.
+  bool remembered(const Node& node) const;
+  bool remembered_elsewhere(const Node& node, const NodePtr& parent, const std::string& name) const;
+  // Where a node is, so that a change there leads to it.
+  void place(const NodePtr& node, const NodePtr& parent, const std::string& name);
   void unplace(Node& node);
   std::vector<NodePtr> placed_at(const Node& parent, const std::string& name) const;
   // And these without.
@@ -123,6 +132,9 @@ class FileSystem {
   std::uint64_t changes_of(const NodePtr& directory);
   void read_directory(const NodePtr& node, Directory& directory);
   void expire_names();
+  // Makes the kernel forget the names of these, whichever they are: expires all where it cannot do
+  // without.
+  void expire_names_of(const std::vector<NodePtr>& nodes);
   // False when the kernel has no such inode.
   bool expire_attributes(fuse_ino_t id) const;
   void forget_everything();
@@ -134,6 +146,8 @@ class FileSystem {
   void looks_up(pid_t tid);
   void listed(Directory& directory);  // mutex_ is held
   void taken(Directory& directory);
+  void arrived(const NodePtr& directory, const std::string& name, std::set<NodePtr>& changed,
+               std::vector<NodePtr>& misnamed);  // mutex_ is held, and tree_mutex_
   int noticed(const std::vector<Watches::Event>& events);
 
   // Open files. A backing id of 0 stands for direct_io.
@@ -170,16 +184,20 @@ class FileSystem {
   LockWaiters lock_waiters_;
   Watches watches_;
   std::atomic<bool> remembers_{false};
+  std::atomic<bool> prunes_{false};
 
   // Held exclusively while a name changes its place, so that a look-up that has seen the old place
   // does not write it down after the new one.
   std::shared_mutex tree_mutex_;
 
-  std::mutex mutex_;  // guards what follows, and the mutable parts of nodes
+  std::mutex mutex_;                   // guards what follows, and the mutable parts of nodes
+  std::condition_variable forgotten_;  // a node is, by the kernel
   fuse_ino_t next_id_ = FUSE_ROOT_ID + 1;
   std::unordered_map<fuse_ino_t, NodePtr> nodes_;
   std::map<Key, fuse_ino_t> ids_;
-  std::set<NodePtr> drafts_;  // the nodes with a Writing
+  std::set<NodePtr> drafts_;     // the nodes with a Writing
+  std::set<NodePtr> holding_;    // the directories that hold a descriptor, but for the root
+  std::size_t until_sweep_ = 0;  // how many more may come before the dead are let go
   std::map<pid_t, Truncation> truncations_;
   std::map<pid_t, fuse_ino_t> insisting_;        // what threads were last refused by insists()
   std::unordered_map<int, fuse_ino_t> watched_;  // directories, by watch

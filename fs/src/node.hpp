@@ -97,7 +97,7 @@ struct FileSystem::Node {
   // Where it was seen last; of a draft, where it is to appear.
   NodePtr parent;
   std::string name;
-  // Of a directory, for good; none where descriptors have run out.
+  // Of a directory; none when it is gone or there are too many.
   sharr::FileDescriptor fd;
   bool placed = false;        // parent and name are in places_
   std::uint64_t epoch = 0;    // when the kernel was last told to remember its name

@@ -494,7 +494,6 @@ struct FileSystem::Operations {
     std::vector<char> buffer(size);
     std::vector<fuse_ino_t> entered;
     size_t used = 0;
-    bool remembered_elsewhere = false;
     {
       std::unique_lock lock(fs.mutex_, std::defer_lock);
       if (plus) lock.lock();
@@ -515,8 +514,9 @@ struct FileSystem::Operations {
           entry.attr = st;
           if (plus && S_ISREG(st.st_mode)) {
             const NodePtr file_node = fs.node_of(st).first;
-            if (!file_node->writing) {
-              remembered_elsewhere |= fs.place(file_node, node, name);
+            // What the kernel knows by another name it is to look up; see enter().
+            if (!file_node->writing && !fs.remembered_elsewhere(*file_node, node, name)) {
+              fs.place(file_node, node, name);
               const double time = fs.name_time(*file_node, st, directory.changes);
               const double attributes = time > 0 ? fs.attribute_time(*file_node, st) : 0;
               entry = fs.entry_of(file_node, st, time, attributes);
@@ -529,7 +529,6 @@ struct FileSystem::Operations {
       }
       if (!entered.empty()) fs.listed(directory);
     }
-    if (remembered_elsewhere) fs.expire_names();
     if (fuse_reply_buf(request, buffer.data(), used) == 0) return;
     for (const fuse_ino_t each : entered) fs.forget(each, 1);
   }

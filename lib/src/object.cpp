@@ -123,7 +123,8 @@ using Kind = Listing::Kind;
 // Looks at what has the item's name, by the rules of scan(), and says whether that is to be shown.
 // A kind that is known to be a file's saves a look before opening it: to open anything else to read
 // could wake whoever waits at a FIFO or move a tape.
-// device: of the directory; what is mounted there is left out.
+// device: of the directory; what is mounted there is left out. Throws Error when descriptors or
+// memory have run out.
 bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& item,
                struct stat& st) {
   const std::string& name = item.name;
@@ -133,7 +134,9 @@ bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& 
   }
   // A name without directories needs none of the care that open_beneath() takes, and pays for.
   const auto open = [&](int flags) {
-    return FileDescriptor(openat(dirfd, name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW));
+    FileDescriptor fd(openat(dirfd, name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW));
+    if (!fd && detail::exhausted(errno)) throw Error(errno, std::string(prefix).append(name));
+    return fd;
   };
   if (item.kind != Kind::file) {
     item.kind = Kind::unknown;
@@ -280,6 +283,8 @@ void for_each(std::size_t count, std::string_view prefix,
       for (std::uint64_t i = from; i < from + length; ++i) task(i);
     } catch (const std::bad_alloc&) {
       return ENOMEM;
+    } catch (const Error& error) {
+      return error.errnum();
     }
     return 0;
   };

@@ -258,10 +258,12 @@ std::vector<std::shared_ptr<const Info>> detail::list(const FileDescriptor& root
     try {
       const FileDescriptor opened =
           below.empty() ? FileDescriptor() : open_beneath(root.get(), below, O_PATH | O_DIRECTORY);
-      if (!below.empty() && !opened) continue;
+      if (!below.empty() && !opened) throw Error(errno, prefix + below);
       scan_infos(below.empty() ? root.get() : opened.get(), prefix + below, found, directories);
     } catch (const Error& error) {
-      if (below.empty()) throw Error(error.errnum(), directory.given(), error.message());
+      if (below.empty() || exhausted(error.errnum())) {
+        throw Error(error.errnum(), directory.given(), error.message());
+      }
       continue;  // gone since, or not to be read
     }
     for (const std::string& name : directories) {

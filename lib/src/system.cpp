@@ -187,6 +187,10 @@ bool settled(const timespec& changed, const timespec& now) noexcept {
   return age >= (changed.tv_nsec == 0 ? 3'000'000'000 : 20'000'000);
 }
 
+bool exhausted(int errnum) noexcept {
+  return errnum == EMFILE || errnum == ENFILE || errnum == ENOMEM;
+}
+
 std::string human_size(std::uint64_t bytes) {
   static constexpr std::array units = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   if (bytes < 1024) return fmt::format("{} bytes", bytes);

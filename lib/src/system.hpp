@@ -66,6 +66,10 @@ std::mutex& memory_mutex();
 // 10 ms.
 bool settled(const timespec& changed, const timespec& now) noexcept;
 
+// Whether an open(2) that failed with this says nothing of what was to be opened: descriptors or
+// memory have run out.
+bool exhausted(int errnum) noexcept;
+
 // "1.5 MiB".
 std::string human_size(std::uint64_t bytes);
 

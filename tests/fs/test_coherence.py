@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -27,12 +28,10 @@ EVENTS = pathlib.Path("/proc/sys/fs/inotify/max_queued_events")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def epochs():
-    """Whether the kernel can be made to forget names."""
-    return tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 16)
-
-
-needs_epochs = pytest.mark.skipif(not epochs(), reason="needs Linux 6.16")
+LINUX = tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
+# The kernel can be made to forget names: all that it knows, or those of one inode.
+needs_epochs = pytest.mark.skipif(LINUX < (6, 16), reason="needs Linux 6.16")
+needs_prune = pytest.mark.skipif(LINUX < (6, 18), reason="needs Linux 6.18")
 
 
 def soon(condition, what):
@@ -252,6 +251,114 @@ def test_changes_by_a_descriptor_that_had_no_name(space):
     os.ftruncate(file, 0)
     soon(lambda: not (point / "b").exists(), "its end")
     os.close(file)
+
+
+@needs_prune
+def test_what_is_open_stays_what_it_is(space, monkeypatch):
+    """Changes of others do not make it look deleted."""
+    uri, behind, point = space
+    for one in "abcd":
+        sharr.put(f"{uri}/{one}", np.arange(3))
+    sharr.put(f"{uri}/here/x", np.arange(3))
+    monkeypatch.chdir(point / "here")
+    with open(point / "a", "rb") as file:
+
+        def check():
+            (point / "a").stat(), (point / "here").stat()
+            assert os.readlink(f"/proc/self/fd/{file.fileno()}") == str(point / "a")
+            assert os.readlink("/proc/self/cwd") == str(point / "here")
+
+        for i in range(100):
+            known(point)
+            os.unlink(behind / "b")
+            soon(lambda: not (point / "b").exists(), "its end")
+            check()
+            sharr.put(f"{uri}/b", np.arange(3))
+            sharr.put(f"{uri}/c", np.arange(4 + i), replace=True)
+            soon(lambda: (point / "c").stat().st_ino == (behind / "c").stat().st_ino, "the other")
+            check()
+            with open(point / "d", "wb") as other:
+                np.save(other, np.arange(5 + i))
+            assert (point / "d").stat().st_size == (behind / "d").stat().st_size
+            check()
+
+
+def test_a_directory_that_moves_is_known_by_its_place(space, monkeypatch):
+    """Also to whoever is in it."""
+    uri, behind, point = space
+    sharr.create(f"{uri}/d/x", 3)
+    monkeypatch.chdir(point / "d")
+    known(point)
+    os.rename(behind / "d", behind / "e")
+    sharr.create(f"{uri}/d/x", 4)
+    soon(lambda: os.getxattr(".", "user.sharr.uri").decode() == f"{uri}/e/", "its place")
+    assert os.getxattr("x", "user.sharr.uri").decode() == f"{uri}/e/x"
+
+
+def descriptors(point):
+    (pid,) = daemons(point)
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextlib.contextmanager
+def limited(uri, point, number):
+    """A mount whose daemon has so many descriptors."""
+    command = ["prlimit", f"--nofile={number}:{number}", sharrfs_binary(), uri, str(point)]
+    subprocess.run(command, check=True)
+    try:
+        yield
+    finally:
+        unmount(point)
+
+
+@pytest.mark.parametrize("inotify", [True, False])
+def test_directories_that_are_gone_take_no_descriptors(place, inotify):
+    uri, behind, point = place
+    sharr.create(f"{uri}/a", 3)
+    with contextlib.ExitStack() as stack:
+        with contextlib.nullcontext() if inotify else no_inotify():
+            stack.enter_context(limited(uri, point, 1000))
+        for i in range(400):
+            (behind / f"d{i}/e").mkdir(parents=True)
+            sharr.create(f"{uri}/d{i}/x", 3)
+            assert len(known(point)) == 4
+            shutil.rmtree(behind / f"d{i}")
+            assert descriptors(point) < 200
+        assert (point / "a").stat().st_ino == (behind / "a").stat().st_ino
+
+
+def test_more_directories_than_descriptors(place):
+    uri, behind, point = place
+    for i in range(300):
+        sharr.create(f"{uri}/d{i}/x", 3)
+    with limited(uri, point, 100):
+        for _ in range(2):
+            assert len(known(point)) == 600
+            for i in range(300):
+                assert os.getxattr(point / f"d{i}/x", "user.sharr.uri").decode() == f"{uri}/d{i}/x"
+        os.rename(behind / "d299", behind / "e")
+        soon(lambda: (point / "e/x").exists() and not (point / "d299/x").exists(), "the move")
+        np.save(point / "e/new.npy", np.arange(3))
+        assert sharr.attach(f"{uri}/e/new.npy").tolist() == [0, 1, 2]
+
+
+@needs_prune
+def test_names_that_are_gone_take_no_memory(space):
+    uri, behind, point = space
+    (pid,) = daemons(point)
+
+    def turn(number):
+        for i in range(2000):
+            sharr.create(f"{uri}/{number}-{i}", 3)
+        assert len(known(point)) == 2000
+        for i in range(2000):
+            os.unlink(behind / f"{number}-{i}")
+        soon(lambda: not list(point.iterdir()), "their end")
+        return int(re.search(r"RssAnon:\s*(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
+
+    memory = [turn(number) for number in range(20)]
+    if "SHARR_SHARRFS" not in os.environ:  # a sanitizer keeps what was freed
+        assert memory[-1] < memory[4] + 2000, memory  # 12,000 more if each took 400 bytes
 
 
 def test_what_is_opened_is_what_is_told_of_it(space):

@@ -452,6 +452,30 @@ def test_delete(name):
     assert (SHM / name).exists()
 
 
+def test_list_is_whole_or_fails(name):
+    for i in range(3):
+        sharr.create(f"{name}/d/{i}", 1)
+    found = python("""
+        import errno, os, resource, sys, sharr
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        sharr.list(sys.argv[1])  # what is imported for it, is
+        os.utime("/dev/shm/" + sys.argv[1][6:] + "d")  # and what is remembered is not
+        for free in range(8):
+            files = []
+            try:
+                while True: files.append(os.open("/", os.O_PATH))
+            except OSError: pass
+            for file in files[:free]: os.close(file)
+            try:
+                print(len(sharr.list(sys.argv[1])))
+            except OSError as error:
+                assert error.errno == errno.EMFILE, error
+                print("EMFILE")
+            for file in files[free:]: os.close(file)
+        """, f"shm://{name}/")  # fmt: skip
+    assert set(found.split()) == {"EMFILE", "3"} and found.endswith("3\n"), found
+
+
 def test_list_of_a_directory(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros((2, 3), "i4"))
     (tmp_path / "sub").mkdir()

@@ -83,13 +83,14 @@ struct Entry {
 // The arrays and directories directly in a directory, by name, with URIs that begin with prefix.
 // What is neither, cannot be opened, is on another file system or has a reserved name is left out;
 // a file of a reserved name whose maker is dead is removed. Throws Error when the directory itself
-// cannot be read.
+// cannot be read, or when descriptors or memory run out (EMFILE, ENFILE, ENOMEM).
 std::vector<Entry> scan(int dirfd, std::string_view prefix);
 
 // As list(); the same objects again for arrays that have not changed since the last time.
 std::vector<std::shared_ptr<const Info>> list_shared(const Name& directory);
 
-// The one entry of that name, by the same rules; none when scan() would leave it out.
+// The one entry of that name, by the same rules and with the same errors; none when scan() would
+// leave it out.
 std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_view prefix);
 
 // A file on its way to being an array, for whoever writes it byte by byte. Nobody sees it before it

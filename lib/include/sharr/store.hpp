@@ -296,7 +296,7 @@ Info info(const Name& name);
 
 // The arrays in a directory and the directories below it, sorted by name. What is no array or
 // cannot be read is left out; other file systems mounted below are not entered. Throws Error
-// ENOENT, ENOTDIR, EACCES for the directory itself.
+// ENOENT, ENOTDIR, EACCES for the directory itself; EMFILE, ENFILE, ENOMEM for what is in it, too.
 std::vector<Info> list(const Name& directory = Name::directory("shm://"));
 
 }  // namespace sharr
