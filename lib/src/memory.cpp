@@ -53,9 +53,9 @@ std::uint64_t huge_page_size() noexcept {
 
 bool gives_huge_pages(dev_t device) {
   const std::string mount = mount_of(device);
-  const std::size_t at = mount.rfind("huge=");
-  return mount.starts_with("tmpfs ") && at != std::string::npos &&
-         std::string_view(mount).substr(at) != "huge=never" && huge_page_size() > 0;
+  const std::string options = "," + mount.substr(mount.rfind(' ') + 1) + ",";
+  return mount.starts_with("tmpfs ") && options.find(",huge=") != std::string::npos &&
+         options.find(",huge=never,") == std::string::npos && huge_page_size() > 0;
 }
 
 std::uint64_t huge_bytes(int fd, std::uint64_t size) {

@@ -21,7 +21,9 @@ std::uint64_t huge_page_size() noexcept;
 // Whether the file system on that device is a tmpfs that gives huge pages to mappings that ask for
 // them: mounted huge=advise, within_size or always.
 bool gives_huge_pages(dev_t device);
-// How many of the `size` bytes of a file on a tmpfs are in huge pages.
+// How many of the `size` bytes of a file on a tmpfs are in huge pages, as far as the kernel maps
+// them as such: not where it is mounted huge=never by now, nor in a process that is to have none
+// (PR_SET_THP_DISABLE).
 std::uint64_t huge_bytes(int fd, std::uint64_t size);
 
 // Makes the pages of a shared mapping exist, writable. Returns 0 or an errno: ENOSPC when there is

@@ -49,17 +49,6 @@ Pages pages_of(const CreateOptions& options, std::uint64_t size, int fd, const N
   return options.huge.value_or(true) ? Pages::huge : Pages::small;
 }
 
-// A tmpfs mounted huge=always gives a huge page to the smallest file: gives back what it is too
-// much. Where that fails it stays so, which is no more than was asked for by mounting it so.
-void trim(int fd, const struct stat& st, std::uint64_t size) {
-  constexpr std::uint64_t page = 4096;
-  const std::uint64_t needed = (size + page - 1) / page * page;
-  const auto taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
-  if (taken <= needed) return;
-  fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(needed),
-            static_cast<off_t>(std::max(detail::huge_page_size(), taken - needed)));
-}
-
 }  // namespace
 
 NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype,
@@ -88,7 +77,7 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
     staging->extend(size);
   }
   const detail::Stat stat = detail::stat_file(staging->fd(), name.given());
-  trim(staging->fd(), stat.st, size);
+  staging->trim(stat.st, options.reserve ? size : header.size());
   Info info{.name = given.uri(),
             .dtype = dtype,
             .shape = shape,

@@ -153,8 +153,8 @@ bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& 
   item.inode = st.st_ino;
   item.changed = st.st_ctim;
   try {
-    item.info = std::make_shared<const Info>(
-        read_info(fd.get(), st, std::string(prefix).append(name)));
+    item.info =
+        std::make_shared<const Info>(read_info(fd.get(), st, std::string(prefix).append(name)));
   } catch (const Error&) {
     return false;  // no array, or not to be read: to whoever asks here it does not exist
   }
@@ -234,7 +234,7 @@ void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) 
 std::vector<Listing::Item> read_names(FileDescriptor fd, std::string_view prefix, bool& temporary) {
   const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
   if (!stream) throw Error(errno, prefix);
-  fd.release();  // the stream closes it
+  fd.release();       // the stream closes it
   std::string names;  // with a NUL behind each
   std::vector<std::pair<std::size_t, Kind>> found;
   while (true) {
@@ -492,6 +492,7 @@ void Draft::reserve(const Info& info) {
   const off_t hole = lseek(fd(), 0, SEEK_HOLE);
   // A file system that knows no holes says EINVAL, one without any the size.
   if (hole < 0 || static_cast<std::uint64_t>(hole) < size) state_->staging.allocate(size, {});
+  state_->staging.trim(detail::stat_file(fd(), state_->name.given()).st, size);
 }
 
 void Draft::publish(int dirfd, const std::string& name, bool replace) {

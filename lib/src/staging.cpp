@@ -15,6 +15,8 @@
 #include <memory>
 #include <vector>
 
+#include "memory.hpp"
+
 namespace sharr::detail {
 namespace {
 
@@ -225,6 +227,15 @@ void Staging::extend(std::uint64_t size) {
   size_ = size;
   check_space(size);
   if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) throw_errno(name_);
+}
+
+void Staging::trim(const struct stat& st, std::uint64_t size) const noexcept {
+  constexpr std::uint64_t page = 4096;
+  const std::uint64_t needed = (size + page - 1) / page * page;
+  const auto taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
+  if (taken <= needed) return;
+  fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(needed),
+            static_cast<off_t>(std::max(huge_page_size(), taken - needed)));
 }
 
 void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {

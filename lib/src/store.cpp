@@ -176,13 +176,23 @@ void Array::munlock() const {
   if (::munlock(base_, mapping_->length()) != 0) throw Error(errno, info_.name);
 }
 
-Array attach(const Name& name, Mode mode) {
-  const int flags = mode == Mode::read_write ? O_RDWR : O_RDONLY;
+namespace {
+
+// The object itself, also by a path on a sharrfs mount.
+FileDescriptor open_object(const Name& name, int flags, detail::Stat& stat) {
   FileDescriptor fd = detail::open_file(name, flags);
-  detail::Stat stat = detail::stat_file(fd.get(), name.given());
+  stat = detail::stat_file(fd.get(), name.given());
   if (!name.shm() && major(stat.st.st_dev) == 0 && stat.st.st_blksize == mount_block_size) {
     look_behind_mount(name, fd, stat, flags);
   }
+  return fd;
+}
+
+}  // namespace
+
+Array attach(const Name& name, Mode mode) {
+  detail::Stat stat{};
+  const FileDescriptor fd = open_object(name, mode == Mode::read_write ? O_RDWR : O_RDONLY, stat);
   return ArrayAccess::attach(fd.get(), stat, mode, name.given(), name.uri());
 }
 
@@ -194,16 +204,15 @@ OpenArray open_array(const Name& name) {
 }
 
 Info info(const Name& name) {
-  OpenArray opened = open_array(name);
-  const std::uint64_t size = opened.info.offset + opened.info.nbytes;
-  if (size >= detail::huge_page_size()) {
-    struct stat st;
-    if (fstat(opened.fd.get(), &st) != 0) detail::throw_errno(name);
-    if (detail::gives_huge_pages(st.st_dev)) {
-      opened.info.huge = detail::huge_bytes(opened.fd.get(), size);
-    }
+  detail::Stat stat{};
+  const FileDescriptor fd = open_object(name, O_RDONLY, stat);
+  Info info = read_info(fd.get(), stat.st, name.given());
+  info.name = name.uri();
+  const std::uint64_t size = info.offset + info.nbytes;
+  if (size >= detail::huge_page_size() && detail::gives_huge_pages(stat.st.st_dev)) {
+    info.huge = detail::huge_bytes(fd.get(), size);
   }
-  return std::move(opened.info);
+  return info;
 }
 
 void remove(const Name& name) {

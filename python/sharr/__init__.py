@@ -71,8 +71,8 @@ def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False,
     huge : bool, optional
         Huge pages. None takes them for arrays of 4 MiB or more where the mount
         of ``/dev/shm`` gives them; True for smaller ones too, and where it does
-        not is an error (``EOPNOTSUPP``); False never. `info` tells what an
-        array has got.
+        not is an error (``EOPNOTSUPP``); False never. Without ``reserve`` the
+        mount decides. `info` tells what an array has got.
 
     Returns
     -------

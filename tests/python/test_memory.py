@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sharr
+from conftest import sharrfs_binary
 from sharr import _core
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
@@ -86,6 +87,35 @@ def test_huge_pages(mode):
         assert sharr.info("b").huge == 8 * MIB
         assert sharr.list()[0].huge == 0
     """)  # fmt: skip
+
+
+@needs_root
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs /dev/fuse")
+def test_huge_pages_are_told_and_given_back(tmp_path):
+    """Of what they are, however and wherever one looks, and not of what the mount is called."""
+    (tmp_path / "mnt").mkdir()
+    with_shm("huge=always,size=100m", f"""
+        import subprocess
+        point = {str(tmp_path / "mnt")!r}
+        sharr.create("a", 9 * MIB, "u1")
+        sharr.create("sparse", 9 * MIB, "u1", reserve=False)
+        assert taken("sparse") == 4096
+        subprocess.run([{sharrfs_binary()!r}, "shm://", point], check=True)
+        try:
+            assert sharr.info("a").huge == sharr.info(f"{{point}}/a").huge == 8 * MIB
+            for nbytes in (1, 3 * MIB):
+                np.save(f"{{point}}/n.npy", np.ones(nbytes, "u1"))
+                assert taken("n.npy") == -(-(128 + nbytes) // 4096) * 4096, taken("n.npy")
+                assert sharr.attach("n.npy").all()
+        finally:
+            subprocess.run(["umount", point], check=True)
+    """)  # fmt: skip
+    with_shm("size=64m", """
+        import subprocess
+        subprocess.run(["mount", "-t", "tmpfs", "huge=always", "/dev/shm"], check=True)
+        sharr.create("a", 9 * MIB, "u1")
+        raises(errno.EOPNOTSUPP, sharr.create, "b", 9 * MIB, "u1", huge=True)
+    """)
 
 
 @needs_root

@@ -172,7 +172,7 @@ struct CreateOptions {
   // mount of a tmpfs gives them (huge=advise, within_size, always), true for smaller ones too, and
   // is an error where it does not (EOPNOTSUPP), false never. Only whole ones are taken, the rest in
   // small pages, so that nothing is wasted; where memory is too fragmented the kernel gives small
-  // ones instead, see Info::huge.
+  // ones instead, see Info::huge. Of what is not reserved the mount decides when it is written.
   std::optional<bool> huge = {};
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
