@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -121,6 +122,8 @@ struct NewNamespace::State {
     return {.opened = {}, .directory = std::string(detail::shm_directory), .file = {}, .made = {}};
   }
 
+  std::optional<gid_t> take_over(const Place& place, int fd) const;
+
   void throw_taken(const Place& where) const {
     struct stat st;
     if (where.file.empty() ||
@@ -161,6 +164,24 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
   return taken;
 }
 
+// What takes an empty directory's place has its owner and permissions. Returns the group that files
+// in it are to have, as with any directory that has the set-group-ID bit.
+std::optional<gid_t> NewNamespace::State::take_over(const Place& place, int fd) const {
+  struct stat there;
+  struct stat made;
+  if (fstat(fd, &made) != 0) detail::throw_errno(given);
+  if (fstatat(place.at(), place.file.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0) {
+    const bool others = there.st_uid != made.st_uid || there.st_gid != made.st_gid;
+    if ((others && fchown(fd, there.st_uid, there.st_gid) != 0) ||
+        fchmod(fd, there.st_mode & 07777) != 0) {
+      detail::throw_errno(given);
+    }
+    made = there;
+  }
+  if ((made.st_mode & S_ISGID) == 0) return {};
+  return made.st_gid;
+}
+
 void NewNamespace::publish() {
   const Name& name = state_->name;
   Place place;
@@ -178,7 +199,11 @@ void NewNamespace::publish() {
     }
   }
   try {
+    const auto group = state_->take_over(place, temporary.fd.get());
     for (auto& [leaf, array] : state_->arrays) {
+      if (group && fchown(array.state_->staging->fd(), static_cast<uid_t>(-1), *group) != 0) {
+        detail::throw_errno(name);
+      }
       FileDescriptor at(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0));
       if (!at) detail::throw_errno(name);
       array.state_->staging->publish(

@@ -297,9 +297,11 @@ def put_all(where, arrays):
     Parameters
     ----------
     where : str or os.PathLike
-        ``shm://run7/``, or a directory. May exist if it is empty.
+        ``shm://run7/``, or a directory. May exist if it is empty, and keeps its
+        owner and permissions.
     arrays : mapping of str to array_like
-        Each takes a file descriptor until all are published.
+        Each takes a file descriptor until all are published, of which a process
+        has 1024 unless ``ulimit -n`` says otherwise.
 
     Returns
     -------

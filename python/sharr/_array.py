@@ -29,6 +29,15 @@ class UnpicklingError(pickle.UnpicklingError):
         return f"[Errno {self.errno}] {self.strerror}: {self.filename!r}"
 
 
+def _asked_by(*packages):
+    """Whether code of one of these asks for the attribute whose getter calls this."""
+    try:
+        asking = sys._getframe(2).f_globals.get("__name__", "")
+    except ValueError:  # nothing in Python does
+        return False
+    return asking.partition(".")[0] in packages
+
+
 class Array(np.ndarray):
     """A NumPy array on the memory of a named array.
 
@@ -61,8 +70,7 @@ class Array(np.ndarray):
     def name(self):
         # To pandas an array that has a name is a column, to xarray a variable of that name. They
         # are to see what they see of a memmap.
-        asking = sys._getframe(1).f_globals.get("__name__", "")
-        if asking.partition(".")[0] in ("pandas", "xarray"):
+        if _asked_by("pandas", "xarray"):
             return None
         mapping = _core.mapping(self)
         return mapping and mapping._uri
@@ -74,6 +82,10 @@ class Array(np.ndarray):
 
     @property
     def filename(self):
+        # Dask takes what a file of that name holds, and when it was written, for what a memmap
+        # holds. It is to see a plain array, of whose elements it makes a key.
+        if _asked_by("dask"):
+            raise AttributeError("filename")
         mapping = _core.mapping(self)
         return mapping and mapping._path
 

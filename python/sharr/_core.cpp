@@ -551,7 +551,9 @@ py::array put(const py::object& name, const py::array& source, bool replace) {
   const bool fortran = (source.flags() & py::array::c_style) == 0;
   Spec spec(py::tuple(source.attr("shape")), source.dtype(), py::str(fortran ? "F" : "C"));
   spec.options.replace = replace;
-  const void* const elements = source.data();
+  // Strings without bytes are stored with one, as numpy.array has it.
+  const bool copied = spec.stored->itemsize() == static_cast<std::size_t>(source.itemsize());
+  const void* const elements = copied ? source.data() : nullptr;
   auto made = [&] {
     const py::gil_scoped_release release;
     return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options);

@@ -118,6 +118,20 @@ def test_dask(name, tmp_path):
     program(tmp_path, code, name)
 
 
+def test_dask_tells_arrays_apart(name):
+    """By their elements, as plain ones."""
+    da = pytest.importorskip("dask.array")
+    old = sharr.put(name, np.arange(8.0))
+    new = sharr.put(name, np.ones(8), replace=True)
+    sharr.delete(name)
+    private = sharr.put(name, np.arange(8.0) + 1)
+    pairs = [(old, new), (old[4:], old[:4]), (old[1:], new[1:]), (sharr.attach(name, "c"), old)]
+    pairs.append(pickle.loads(pickle.dumps((private[:4], private[4:]))))
+    for one, other in pairs:
+        found = da.from_array(one, chunks=3) - da.from_array(other, chunks=3)
+        assert (found.compute() == np.asarray(one) - np.asarray(other)).all()
+
+
 def test_pandas(name):
     pandas = pytest.importorskip("pandas")
     a = sharr.put(name, np.arange(12.0).reshape(3, 4))

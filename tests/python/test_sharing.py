@@ -21,7 +21,7 @@ import pytest
 
 import sharr
 from conftest import (
-    PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, python, wait_until,
+    IS_ROOT, PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, python, wait_until,
 )  # fmt: skip
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -480,6 +480,18 @@ def test_workers_use_the_memory_of_one(name, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_name_asked_for_by_nobody(name):
+    code = """
+        import _thread, operator, sys, time, sharr
+        a = sharr.create(sys.argv[1], 3)
+        for one in "name", "filename":
+            _thread.start_new_thread(operator.attrgetter(one), (a,))
+        while _thread._count():
+            time.sleep(0.001)
+    """
+    assert python(code, name, check=False).stderr == ""
+
+
 # Appear filled
 
 
@@ -508,6 +520,15 @@ def test_put_by_several_threads(name, source, monkeypatch):
     a = sharr.put(name, data)
     assert np.array_equal(a, data) and a.dtype == data.dtype
     assert np.array_equal(sharr.put_all(f"{name}-all", {"x": data})["x"], data)
+
+
+@pytest.mark.parametrize("kind", "SU")
+def test_put_of_strings_without_bytes(name, kind):
+    """What lies beside them is not theirs."""
+    records = np.zeros(2, [("a", f"{kind}0"), ("b", "u4")])
+    records["b"] = ord("A")
+    a = sharr.put(name, records["a"])
+    assert a.tolist() == records["a"].tolist() and a.dtype == f"{kind}1"
 
 
 def test_put_looks_at_the_name_first(name):
@@ -845,9 +866,16 @@ def test_namespaces(name, base, tmp_path):
             gone(where)
     assert found["x"].tolist() == [9, 1, 2, 3, 4]
     # A directory with nothing in it is no data set.
-    os.mkdir(where if base in ("path",) else str(made["x"].name).replace("shm://", "/dev/shm/")
-             .replace("file://", "").rpartition("/")[0])  # fmt: skip
+    directory = os.path.dirname(made["x"].filename)
+    os.mkdir(directory)
     assert sharr.put_all(where, {}) == {} and sharr.attach_all(where) == {}
+    if IS_ROOT:  # an empty one stays whose it was
+        os.chown(directory, 7, 8)
+        os.chmod(directory, 0o2750)
+        x = sharr.put_all(where, {"x": 1})["x"].filename
+        assert [(oct(s.st_mode), s.st_uid, s.st_gid) for s in map(os.stat, (directory, x))] == [
+            ("0o42750", 7, 8), ("0o100644", 0, 8)]  # fmt: skip
+        os.unlink(x)
     sharr.put_all(where, {"z": 1})
     sharr.delete_all(where)
     assert left_behind() == ([name] if base == "deep" else [])

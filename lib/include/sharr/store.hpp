@@ -232,7 +232,8 @@ class NewArray {
 // Arrays that appear together, as a namespace: a directory that has all of them, or none.
 class NewNamespace {
  public:
-  // Throws Error EEXIST when the name is taken; under shm:// missing namespaces above are made.
+  // Throws Error EEXIST when the name is taken; under shm:// missing namespaces above are made. An
+  // empty directory may have it, and gives its owner and permissions to the namespace.
   explicit NewNamespace(const Name& directory);
   NewNamespace(NewNamespace&& other) noexcept;
   ~NewNamespace();
