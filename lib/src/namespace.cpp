@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "access.hpp"
@@ -85,15 +87,19 @@ void survey(int root, Other&& other, Entered&& entered) {
       const std::string name = item->d_name;
       if (name == "." || name == "..") continue;
       std::string path = below == "." ? name : fmt::format("{}/{}", below, name);
-      if (reserved(name)) detail::sweep(at, name.c_str());
-      const auto entry = reserved(name) ? std::nullopt : inspect(at, name, "");
+      // On its way to a name, if its maker lives.
+      if (reserved(name)) {
+        detail::sweep(at, name.c_str());
+        continue;
+      }
+      const auto entry = inspect(at, name, "");
       if (entry) {
         if (!entry->info) left.push_back(std::move(path));
         continue;
       }
       struct stat st;
       if (fstatat(at, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) continue;  // gone since
-      const bool hidden = S_ISREG(st.st_mode) && !reserved(name) &&
+      const bool hidden = S_ISREG(st.st_mode) &&
                           faccessat(at, name.c_str(), R_OK, AT_EACCESS) != 0 && errno == EACCES;
       other(path, hidden ? EACCES : ENOTEMPTY);
     }
@@ -325,8 +331,18 @@ void remove_all(const Name& directory) {
         looked_at.st_ino != moved.st_ino || looked_at.st_dev != moved.st_dev) {
       throw Error(EAGAIN, directory.given(), "another namespace has its name since");
     }
-    check();  // what has come since
-    detail::remove_arrays(place.at(), temporary);
+    // Who was about to publish an array in it may do so still.
+    constexpr int max_tries = 1000;
+    for (int tries = 0;; ++tries) {
+      check();  // what has come since
+      try {
+        detail::remove_arrays(place.at(), temporary);
+        break;
+      } catch (const Error& error) {
+        if (error.errnum() != ENOTEMPTY || tries == max_tries) throw;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   } catch (const Error& error) {
     if (renameat2(place.at(), temporary.c_str(), place.at(), place.file.c_str(),
                   RENAME_NOREPLACE) == 0) {

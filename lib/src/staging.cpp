@@ -116,7 +116,7 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
 }
 
 Staging::~Staging() {
-  if (!temporary_.empty()) unlinkat(place_.at(), temporary_.c_str(), 0);
+  if (!temporary_.empty() && maker_ == getpid()) unlinkat(place_.at(), temporary_.c_str(), 0);
 }
 
 void Staging::open_temporary(mode_t mode) {
@@ -137,6 +137,7 @@ void Staging::open_temporary(mode_t mode) {
     if (swept || st.st_nlink == 0) continue;
     file_ = std::move(fd);
     temporary_ = std::move(path);
+    maker_ = getpid();
     return;
   }
 }

@@ -62,6 +62,7 @@ class Staging {
   FileDescriptor file_;
   bool linked_ = false;    // has had another name for a moment, to replace by
   std::string temporary_;  // its name, relative to place_, where O_TMPFILE is not to be had
+  pid_t maker_ = 0;        // of that name; a child of fork(2) is not to remove it
 };
 
 // The permissions that an array or a namespace is made with, less the umask.

@@ -100,6 +100,8 @@ Stat stat_file(int fd, std::string_view name) {
   result.st.st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
   result.st.st_ino = stx.stx_ino;
   result.st.st_mode = stx.stx_mode;
+  result.st.st_uid = stx.stx_uid;
+  result.st.st_gid = stx.stx_gid;
   result.st.st_size = static_cast<off_t>(stx.stx_size);
   result.st.st_blocks = static_cast<blkcnt_t>(stx.stx_blocks);
   result.st.st_blksize = static_cast<blksize_t>(stx.stx_blksize);

@@ -35,7 +35,8 @@ std::optional<Array> attached(const Name& name, Mode mode) {
 }
 
 // Watches all directories on the way to a name, as far as there are any: whatever comes, goes or
-// moves is seen in the one above. False when that is not so, because one cannot be read.
+// moves is seen in the one above. False when that is not so, because one cannot be read or the user
+// has as many watches as fs.inotify.max_user_watches allows.
 bool watch(const FileDescriptor& events, const Name& name) {
   constexpr std::uint32_t mask = IN_CREATE | IN_DELETE | IN_MOVE | IN_CLOSE_WRITE | IN_ATTRIB;
   std::vector<std::string> directories;
@@ -59,10 +60,8 @@ bool watch(const FileDescriptor& events, const Name& name) {
     }
     const std::string self = "/proc/self/fd/" + std::to_string(fd.get());
     if (inotify_add_watch(events.get(), self.c_str(), mask) < 0) {
-      if (errno == EACCES) return false;
-      throw Error(
-          errno, name.given(),
-          errno == ENOSPC ? "too many watches of this user: see fs.inotify.max_user_watches" : "");
+      if (errno == EACCES || errno == ENOSPC) return false;
+      throw Error(errno, name.given());
     }
   }
   return true;
@@ -75,18 +74,14 @@ Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds>
   const Clock::time_point start = Clock::now();
   // What inotify does not tell of paths: changes behind a mount, where symbolic links end.
   constexpr std::chrono::nanoseconds unseen = std::chrono::seconds(1);
+  // A user has 128 inotify instances where nobody has allowed more (fs.inotify.max_user_instances).
+  constexpr std::chrono::nanoseconds without_inotify = std::chrono::milliseconds(50);
   std::optional<Array> array = attached(given, mode);
   while (!array) {
     const Name name = detail::behind_mount(given);
     const FileDescriptor events(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-    if (!events) {
-      throw Error(errno, given.given(),
-                  errno == EMFILE
-                      ? "too many inotify instances of this user (fs.inotify.max_user_instances) "
-                        "or open files (ulimit -n)"
-                      : "");
-    }
-    const bool all_seen = watch(events, name) && name.shm();
+    if (!events && errno != EMFILE) throw Error(errno, given.given());
+    const bool all_seen = events && watch(events, name) && name.shm();
     array = attached(given, mode);
     if (array) break;
     std::optional<std::chrono::nanoseconds> patience;
@@ -96,7 +91,10 @@ Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds>
         throw Error(ETIMEDOUT, given.given(), "no such array within the time given");
       }
     }
-    if (!all_seen) patience = patience ? std::min(*patience, unseen) : unseen;
+    if (!all_seen) {
+      const auto next = events ? unseen : without_inotify;
+      patience = patience ? std::min(*patience, next) : next;
+    }
     timespec left{};
     if (patience) {
       left.tv_sec = static_cast<time_t>(patience->count() / 1'000'000'000);

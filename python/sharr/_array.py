@@ -4,6 +4,7 @@ What an Array stands on is found by its ``base``, so that a view costs no more
 than NumPy's. The two methods that every operation may call are in C.
 """
 
+import errno
 import pickle
 import sys
 
@@ -16,14 +17,14 @@ class UnpicklingError(pickle.UnpicklingError):
     """An array that was pickled is not there, is another one by now, or was forged.
 
     No `OSError`, though it has one's attributes ``errno`` (``ENOENT``: deleted
-    or renamed since, or out of this process's sight; ``ESTALE``: replaced),
-    ``strerror`` and ``filename``: `multiprocessing.Pool` takes an OSError for
+    or renamed since, or out of this process's sight; ``ESTALE``: replaced;
+    ``EINVAL``: forged), ``strerror`` and ``filename``: `multiprocessing.Pool` takes an OSError for
     the end of its pipe, and would wait for ever without a word.
     """
 
-    def __init__(self, errno, strerror, filename):
-        super().__init__(errno, strerror, filename)
-        self.errno, self.strerror, self.filename = errno, strerror, filename
+    def __init__(self, number, strerror, filename):
+        super().__init__(number, strerror, filename)
+        self.errno, self.strerror, self.filename = number, strerror, filename
 
     def __str__(self):
         return f"[Errno {self.errno}] {self.strerror}: {self.filename!r}"
@@ -147,14 +148,16 @@ def _load(cls, name, identity, mode, dtype, shape, strides, offset, writeable):
     ------
     UnpicklingError
     """
-    if not (isinstance(cls, type) and issubclass(cls, Array)):
-        raise TypeError("not a class of sharr arrays")
     try:
+        if not (isinstance(cls, type) and issubclass(cls, Array)):
+            raise TypeError("not a class of sharr arrays")
         return _core.load(
             cls, name, identity, mode, np.dtype(dtype), shape, strides, offset, bool(writeable)
         )
     except OSError as error:
         raise UnpicklingError(error.errno, error.strerror, error.filename) from None
+    except (TypeError, ValueError, RuntimeError, SyntaxError) as error:
+        raise UnpicklingError(errno.EINVAL, "damaged or forged reference", name) from error
 
 
 def _plain(method):

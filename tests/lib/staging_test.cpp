@@ -125,6 +125,20 @@ TEST_F(Staging, WithoutTmpfileTheModeFollowsTheUmask) {
   EXPECT_EQ(st.st_mode, static_cast<mode_t>(S_IFREG | 0640));
 }
 
+TEST_F(Staging, WithoutTmpfileAForkedChildLeavesWhatItsParentMakes) {
+  std::optional<NewArray> made;
+  made.emplace(Name(space_.uri("a")), Shape{3}, Dtype("f8"));
+  const pid_t child = fork();
+  if (child == 0) {
+    made.reset();
+    _exit(0);
+  }
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(temporaries().size(), 1u);
+  made->publish();
+  EXPECT_EQ(space_.files(), std::vector<std::string>{"a"});
+}
+
 TEST_F(Staging, WithoutTmpfileFlatNamesAndPathsWorkToo) {
   const test::Flat flat;
   create(flat.uri(), {3}, Dtype("f8"));

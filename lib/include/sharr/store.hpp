@@ -176,8 +176,9 @@ struct CreateOptions {
   std::optional<bool> huge = {};
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
-  // Take the name of an existing array, in one step and with its permissions; those attached to it
-  // keep it. What is no array is not replaced.
+  // Take the name of an existing array, in one step and with its permissions and, as far as this
+  // process may give files away, its owner; those attached to it keep it. What is no array is not
+  // replaced.
   bool replace = false;
   // Called by the calling thread when a signal interrupts the reservation of memory, and after
   // every 64 MiB or less of a large one. May throw to give up.
@@ -268,10 +269,11 @@ Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* 
 Array attach(const Name& name, Mode mode = Mode::read_write);
 
 // Attaches an array as soon as it is published, which may be now. The kernel tells (inotify); for
-// paths, where it does not tell everything, a second may pass. timeout: none for ever. on_signal is
-// called when a signal comes, and may throw.
-// Throws Error ETIMEDOUT; EMFILE when the user has too many inotify instances; as attach otherwise,
-// except for what may still go or become an array: ENOENT, ENOTDIR, EISDIR, FormatError.
+// paths, where it does not tell everything, a second may pass, and 50 ms where the user has as many
+// inotify instances as he may. timeout: none for ever. on_signal is called when a signal comes, and
+// may throw.
+// Throws Error ETIMEDOUT; as attach otherwise, except for what may still go or become an array:
+// ENOENT, ENOTDIR, EISDIR, FormatError.
 Array wait(const Name& name, Mode mode = Mode::read_write,
            std::optional<std::chrono::nanoseconds> timeout = {},
            const std::function<void()>& on_signal = {});
