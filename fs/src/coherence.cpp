@@ -44,9 +44,9 @@ constexpr int first_repeat = 4;
 constexpr int last_repeat = static_cast<int>(memory * 1000);
 
 // Linux's include/uapi/linux/fuse.h.
-constexpr std::int32_t inc_epoch = 8;
+constexpr std::int32_t inc_epoch_code = 8;
 constexpr unsigned inc_epoch_minor = 44;
-constexpr std::int32_t prune = 9;
+constexpr std::int32_t prune_code = 9;
 constexpr unsigned prune_minor = 45;
 struct OutHeader {
   std::uint32_t length;
@@ -198,31 +198,38 @@ void FileSystem::expire_names() {
     ++epoch_;  // before the kernel's, so that what has this one has not an earlier one there
     if (listings_ > 0) repeat_ = true;
   }
-  const OutHeader notification{.length = sizeof(OutHeader), .error = inc_epoch, .unique = 0};
+  const OutHeader notification{.length = sizeof(OutHeader), .error = inc_epoch_code, .unique = 0};
   if (write(fuse_session_fd(session_), &notification, sizeof(notification)) < 0 &&
       errno != ENODEV && remembers_.exchange(false)) {  // ENODEV: unmounted
     fuse_log(FUSE_LOG_ERR, "cannot make the kernel forget names: %s\n", strerror(errno));
   }
 }
 
-void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes) {
-  if (nodes.empty()) return;
-  if (prunes_) {
-    const std::size_t length = sizeof(Prune) + nodes.size() * sizeof(fuse_ino_t);
-    const Prune notification{
-        .header = {.length = static_cast<std::uint32_t>(length), .error = prune, .unique = 0},
-        .count = static_cast<std::uint32_t>(nodes.size()),
-        .padding = 0,
-        .spare = 0};
-    std::vector<char> message(length);
-    std::memcpy(message.data(), &notification, sizeof(notification));
-    char* at = message.data() + sizeof(notification);
-    for (const NodePtr& node : nodes)
-      at = std::copy_n(reinterpret_cast<const char*>(&node->id), sizeof(node->id), at);
-    if (write(fuse_session_fd(session_), message.data(), length) < 0 && errno != ENODEV) {
-      prunes_ = false;
-    }
+void FileSystem::prune(const std::vector<NodePtr>& nodes) {
+  if (nodes.empty() || !prunes_) return;
+  const std::size_t length = sizeof(Prune) + nodes.size() * sizeof(std::uint64_t);
+  const Prune notification{
+      .header = {.length = static_cast<std::uint32_t>(length), .error = prune_code, .unique = 0},
+      .count = static_cast<std::uint32_t>(nodes.size()),
+      .padding = 0,
+      .spare = 0};
+  std::vector<char> message(length);
+  std::memcpy(message.data(), &notification, sizeof(notification));
+  char* at = message.data() + sizeof(notification);
+  // What has anything in it is in use, and was looked up before that, mostly.
+  std::vector<std::uint64_t> ids(nodes.size());
+  std::ranges::transform(nodes, ids.begin(), [](const NodePtr& node) { return node->id; });
+  std::ranges::sort(ids, std::greater{});
+  std::memcpy(at, ids.data(), ids.size() * sizeof(ids[0]));
+  if (write(fuse_session_fd(session_), message.data(), length) < 0 && errno != ENODEV) {
+    prunes_ = false;
   }
+}
+
+void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes, std::vector<NodePtr> also) {
+  also.insert(also.end(), nodes.begin(), nodes.end());
+  prune(also);
+  if (nodes.empty()) return;
   {
     std::unique_lock lock(mutex_);
     const auto any = [&](auto&& is) {
@@ -345,7 +352,8 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   };
   std::set<NodePtr> changed;
   std::vector<NodePtr> misnamed;
-  std::vector<Look> looks;  // in the order of events: a directory is empty before it is removed
+  std::vector<NodePtr> prunable;
+  std::vector<Look> looks;
   std::map<NodePtr, sharr::FileDescriptor> directories;
   bool expire = events.empty();
   {
@@ -411,10 +419,19 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
     const std::lock_guard lock(mutex_);
     if (entry && key_of(entry->st) == node->key) continue;
     misnamed.push_back(node);
-    if (node->placed && node->parent == parent && node->name == name) unplace(*node);
+    if (node->placed && node->parent == parent && node->name == name) retire(node);
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    std::set<NodePtr> moved;
+    for (const NodePtr& node : misnamed) {
+      if (node->directory && !is_gone(*node)) moved.insert(node);
+    }
+    // Names in a directory keep the kernel from forgetting it.
+    if (!moved.empty()) prunable = all_within(moved);
   }
   if (expire) expire_names();
-  expire_names_of(misnamed);
+  expire_names_of(misnamed, std::move(prunable));
   const std::lock_guard lock(mutex_);
   if (!repeat_) return -1;
   repeat_after_ = events.empty() ? repeat_after_ * 2 : first_repeat;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <system_error>
 #include <thread>
@@ -31,12 +32,17 @@ namespace {
 // Far more than any tree has; a circle of directories, which moves beside the mount could make when
 // they are seen in an unlucky order, has none.
 constexpr std::size_t longest_path = std::size_t{1} << 20;
+constexpr std::size_t deepest = 4096;
 
 // Within this an open that was answered ESTALE has come back, or it has come to nothing.
 constexpr std::chrono::seconds longest_retry{10};
 
-// Of directories that are let go when they are gone, not to look for them all the time.
+// Not to look all the time for directories that are gone.
 constexpr std::size_t least_swept = 64;
+
+// Of nodes without a name; whoever looks one up that has been named again meanwhile finds it
+// sooner.
+constexpr std::size_t most_retired = 1024;
 
 // To look is not to use: while this lives, reading leaves the time of access alone, where that may
 // be asked for.
@@ -169,9 +175,13 @@ FileSystem::NodePtr FileSystem::find(fuse_ino_t id) {
 
 std::string FileSystem::path_of(const NodePtr& node) {
   const std::lock_guard lock(mutex_);
+  return path_from(*nodes_.at(FUSE_ROOT_ID), *node);
+}
+
+std::string FileSystem::path_from(const Node& above, const Node& node) {
   std::vector<const std::string*> names;
   std::size_t length = 0;
-  for (const Node* at = node.get(); at->parent; at = at->parent.get()) {
+  for (const Node* at = &node; at != &above; at = at->parent.get()) {
     names.push_back(&at->name);
     length += at->name.size() + 1;
     if (length > longest_path) fail(ENAMETOOLONG);
@@ -208,8 +218,8 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
     return fd;
   }
   FileDescriptor fd;
-  if (const FileDescriptor directory = held(node)) {
-    fd = sharr::open_beneath(directory.get(), ".", flags);
+  if (node->directory) {
+    fd = sharr::open_beneath(open_directory(node).get(), ".", flags);
     if (!fd) fail(errno);
     st = stat_of(fd.get());
     return fd;
@@ -222,7 +232,7 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
   if (fd && key_of(st) == node->key) return fd;
   if (node->handles.empty()) {
     if (!fd) fail(errnum);
-    if (node->directory || !S_ISREG(st.st_mode)) fail(ESTALE);
+    if (!S_ISREG(st.st_mode)) fail(ESTALE);
     bind(*node, key_of(st));
     return fd;
   }
@@ -233,9 +243,23 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
 }
 
 FileDescriptor FileSystem::open_directory(const NodePtr& node) {
-  if (FileDescriptor fd = held(node)) return fd;
-  struct stat st;
-  return open_node(node, O_PATH | O_DIRECTORY, st);
+  FileDescriptor from;
+  std::string path;
+  {
+    const std::lock_guard lock(mutex_);
+    const Node* above = node.get();
+    for (std::size_t depth = 0; !above->fd; above = above->parent.get()) {
+      if (++depth > longest_path) fail(ENAMETOOLONG);
+    }
+    from = FileDescriptor(fcntl(above->fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!from) fail(errno);
+    if (above == node.get()) return from;
+    path = path_from(*above, *node);
+  }
+  FileDescriptor fd = sharr::open_beneath(from.get(), path, O_PATH | O_DIRECTORY);
+  if (!fd) fail(errno);
+  if (key_of(stat_of(fd.get())) != node->key) fail(ESTALE);
+  return fd;
 }
 
 FileDescriptor FileSystem::held(const NodePtr& node) {
@@ -246,22 +270,8 @@ FileDescriptor FileSystem::held(const NodePtr& node) {
   return fd;
 }
 
-// The kernel may remember a directory that is gone, and its descriptor with it, for as long as it
-// does not want the memory.
 void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {
-  if (until_sweep_ == 0) {
-    const auto holding = std::exchange(holding_, {});
-    for (const NodePtr& other : holding) {
-      struct stat st;
-      if (fstat(other->fd.get(), &st) == 0 && st.st_nlink == 0) {
-        let_go(*other);
-      } else {
-        holding_.insert(other);
-      }
-    }
-    until_sweep_ = holding_.size() + least_swept;
-  }
-  --until_sweep_;
+  if (until_sweep_ > 0) --until_sweep_;
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   if (static_cast<rlim_t>(fd.get()) > limit.rlim_cur / 2) return;
@@ -270,9 +280,44 @@ void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {
   watch(node);
 }
 
-void FileSystem::let_go(Node& node) {
-  unwatch(node);
-  node.fd = FileDescriptor();
+// Directories may be gone without anybody having told.
+void FileSystem::sweep() {
+  std::set<NodePtr> gone;
+  std::vector<NodePtr> within;
+  {
+    const std::lock_guard lock(mutex_);
+    if (until_sweep_ > 0) return;
+    for (const NodePtr& node : holding_) {
+      if (is_gone(*node)) gone.insert(node);
+    }
+    until_sweep_ = holding_.size() - gone.size() + std::max(least_swept, nodes_.size() / 16);
+    if (gone.empty()) return;
+    within = all_within(gone);
+    for (const NodePtr& node : within) {
+      if (node->handles.empty() && !node->writing) erase(node);
+    }
+  }
+  prune(within);
+}
+
+bool FileSystem::is_gone(const Node& directory) {
+  struct stat st;
+  return directory.fd && fstat(directory.fd.get(), &st) == 0 && st.st_nlink == 0;
+}
+
+// These directories, and what was seen in them.
+std::vector<FileSystem::NodePtr> FileSystem::all_within(
+    const std::set<NodePtr>& directories) const {
+  std::vector<NodePtr> result;
+  for (const auto& [id, node] : nodes_) {
+    std::size_t depth = 0;
+    for (const NodePtr* at = &node; *at && ++depth < deepest; at = &(*at)->parent) {
+      if (!directories.contains(*at)) continue;
+      result.push_back(node);
+      break;
+    }
+  }
+  return result;
 }
 
 std::pair<FileSystem::NodePtr, std::string> FileSystem::place_of(const NodePtr& node) {
@@ -311,7 +356,7 @@ fuse_entry_param FileSystem::entry_of(const NodePtr& node, const struct stat& st
   reply.ino = node->id;
   reply.entry_timeout = name;
   reply.attr_timeout = attributes;
-  node->epoch = name > 0 ? epoch_ : 0;
+  if (name > 0) node->epoch = epoch_;
   ++node->lookups;
   return reply;
 }
@@ -331,6 +376,7 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
     fd = FileDescriptor();
     if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
+  if (fd) sweep();
   std::unique_lock lock(mutex_);
   auto [node, added] = node_of(entry->st);
   // The root has no name, even if a bind mount or a race shows it below itself.
@@ -379,15 +425,36 @@ void FileSystem::drop(fuse_ino_t id, std::uint64_t count) {
   if (found == nodes_.end() || id == FUSE_ROOT_ID) return;
   Node& node = *found->second;
   node.lookups -= std::min(count, node.lookups);
-  if (node.lookups > 0) return;
-  const auto known = ids_.find(node.key);
-  if (known != ids_.end() && known->second == id) ids_.erase(known);
-  drafts_.erase(found->second);
-  holding_.erase(found->second);
-  unplace(node);
-  let_go(node);
-  nodes_.erase(found);
+  if (node.lookups == 0) erase(NodePtr(found->second));
+}
+
+void FileSystem::erase(const NodePtr& node) {
+  const auto known = ids_.find(node->key);
+  if (known != ids_.end() && known->second == node->id) ids_.erase(known);
+  drafts_.erase(node);
+  holding_.erase(node);
+  unplace(*node);
+  unwatch(*node);
+  node->lookups = 0;
+  nodes_.erase(node->id);
   forgotten_.notify_all();
+}
+
+// A node has lost its name. The kernel may remember it for as long as it does not want the memory,
+// but what it asks of it then is of no use to anybody, except who has it open.
+void FileSystem::retire(const NodePtr& node) {
+  unplace(*node);
+  retired_.push_back(node->id);
+  if (retired_.size() <= most_retired) return;
+  const auto found = nodes_.find(retired_.front());
+  retired_.pop_front();
+  if (found == nodes_.end() || found->second->placed) return;
+  const NodePtr oldest = found->second;
+  if (!oldest->handles.empty() || oldest->writing) {
+    retired_.push_back(oldest->id);
+  } else if (!oldest->directory || is_gone(*oldest)) {
+    erase(oldest);
+  }
 }
 
 std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id) {
@@ -781,7 +848,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     node->writing.reset();
     ++parent->changes;
     replaced = placed_at(*parent, name);
-    for (const NodePtr& old : replaced) unplace(*old);
+    for (const NodePtr& old : replaced) retire(old);
   }
   // At once, and not when inotify tells: whoever looks after this sees it.
   expire_names_of(replaced);

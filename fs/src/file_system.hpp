@@ -18,6 +18,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -83,6 +84,7 @@ class FileSystem {
   std::pair<NodePtr, std::string> place_of(const NodePtr& node);
   // Where a node is below the source, "." for the root.
   std::string path_of(const NodePtr& node);
+  static std::string path_from(const Node& above, const Node& node);  // mutex_ is held
   std::string prefix_of(const NodePtr& directory);
   // Opens what a node's name stands for. A file that has taken the name of one that nobody has open
   // takes its node too, so that a name that always exists never fails; one that is open is opened
@@ -91,8 +93,11 @@ class FileSystem {
   sharr::FileDescriptor open_directory(const NodePtr& node);
   // A copy of the descriptor that a directory's node holds; empty when it holds none.
   sharr::FileDescriptor held(const NodePtr& node);
-  void hold(const NodePtr& node, sharr::FileDescriptor fd);  // mutex_ is held
-  void let_go(Node& node);                                   // as well
+  void sweep();
+  // With mutex_ held.
+  void hold(const NodePtr& node, sharr::FileDescriptor fd);
+  static bool is_gone(const Node& directory);
+  std::vector<NodePtr> all_within(const std::set<NodePtr>& directories) const;
   void bind(Node& node, const Key& key);
   // The node of a file, new when there is none. mutex_ is held.
   std::pair<NodePtr, bool> node_of(const struct stat& st);
@@ -107,6 +112,8 @@ class FileSystem {
                             double attributes = 0);  // mutex_ is held
   void forget(fuse_ino_t id, std::uint64_t count);
   void drop(fuse_ino_t id, std::uint64_t count);  // mutex_ is held
+  void erase(const NodePtr& node);                // as well: to the kernel it is stale
+  void retire(const NodePtr& node);               // as well
   void moved(const struct stat& st, const NodePtr& parent, const std::string& name);  // as well
 
   // What the kernel remembers; coherence.cpp. Those in this block are called with mutex_ held.
@@ -132,9 +139,11 @@ class FileSystem {
   std::uint64_t changes_of(const NodePtr& directory);
   void read_directory(const NodePtr& node, Directory& directory);
   void expire_names();
-  // Makes the kernel forget the names of these, whichever they are: expires all where it cannot do
-  // without.
-  void expire_names_of(const std::vector<NodePtr>& nodes);
+  // Makes the kernel forget the names of nodes, whichever they are: expires all where it cannot do
+  // without. also: what else it may forget.
+  void expire_names_of(const std::vector<NodePtr>& nodes, std::vector<NodePtr> also = {});
+  // Makes it forget those of them that nobody uses, if it can be told to.
+  void prune(const std::vector<NodePtr>& nodes);
   // False when the kernel has no such inode.
   bool expire_attributes(fuse_ino_t id) const;
   void forget_everything();
@@ -195,9 +204,10 @@ class FileSystem {
   fuse_ino_t next_id_ = FUSE_ROOT_ID + 1;
   std::unordered_map<fuse_ino_t, NodePtr> nodes_;
   std::map<Key, fuse_ino_t> ids_;
-  std::set<NodePtr> drafts_;     // the nodes with a Writing
-  std::set<NodePtr> holding_;    // the directories that hold a descriptor, but for the root
-  std::size_t until_sweep_ = 0;  // how many more may come before the dead are let go
+  std::set<NodePtr> drafts_;        // the nodes with a Writing
+  std::set<NodePtr> holding_;       // the directories that hold a descriptor, but for the root
+  std::deque<fuse_ino_t> retired_;  // have had a name
+  std::size_t until_sweep_ = 0;     // how many more may come before the dead are let go
   std::map<pid_t, Truncation> truncations_;
   std::map<pid_t, fuse_ino_t> insisting_;        // what threads were last refused by insists()
   std::unordered_map<int, fuse_ino_t> watched_;  // directories, by watch

@@ -582,7 +582,7 @@ struct FileSystem::Operations {
       {
         const std::lock_guard lock(fs.mutex_);  // the kernel forgets the name by itself
         ++node->changes;
-        for (const NodePtr& removed : fs.placed_at(*node, name)) fs.unplace(*removed);
+        for (const NodePtr& removed : fs.placed_at(*node, name)) fs.retire(removed);
       }
       fuse_reply_err(request, 0);
     });
