@@ -50,9 +50,9 @@ namespace detail {
 // object behind it. Other names, and those whose object is out of reach, stay what they are.
 Name behind_mount(const Name& name);
 
-// What stat(2) says of the array that has the name (see Stat); none when nothing has. Throws
-// FormatError for what is no array, Error.
-std::optional<struct stat> stat_of_array(const Name& name);
+// Those of the array that has the name; none when nothing has. Throws FormatError for what is no
+// array, Error.
+std::optional<Permissions> permissions_of_array(const Name& name);
 
 // What the names that list() gives begin with.
 std::string list_prefix(const Name& directory);

@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <chrono>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -62,6 +61,23 @@ Temporary make_temporary(const Place& place, const Name& name) {
       return made;
     }
   }
+}
+
+// Opens a directory below another one, "a/b/"; makes it if need be.
+FileDescriptor make_below(int directory, const std::string& path, const Name& name) {
+  FileDescriptor at(fcntl(directory, F_DUPFD_CLOEXEC, 0));
+  for (std::size_t from = 0; at && from < path.size();) {
+    const std::size_t end = path.find('/', from);
+    const std::string part = path.substr(from, end - from);
+    if (mkdirat(at.get(), part.c_str(), detail::namespace_mode) != 0 && errno != EEXIST) {
+      detail::throw_errno(name);
+    }
+    at = FileDescriptor(
+        openat(at.get(), part.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    from = end + 1;
+  }
+  if (!at) detail::throw_errno(name);
+  return at;
 }
 
 // Calls other(path, errnum) for whatever in a directory or below is no array that can be read and
@@ -128,8 +144,6 @@ struct NewNamespace::State {
     return {.opened = {}, .directory = std::string(detail::shm_directory), .file = {}, .made = {}};
   }
 
-  std::optional<gid_t> take_over(const Place& place, int fd) const;
-
   void throw_taken(const Place& where) const {
     struct stat st;
     if (where.file.empty() ||
@@ -155,11 +169,16 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
                         const CreateOptions& options) {
   const std::string name(leaf);
   const std::string given = fmt::format("{}/{}", state_->given.given(), leaf);
-  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
-      name.find('\0') != std::string::npos || reserved(name)) {
-    throw ArgumentError(given, "no name for an array in a namespace");
+  for (std::size_t from = 0; from <= name.size();) {
+    const std::size_t end = std::min(name.find('/', from), name.size());
+    const std::string part = name.substr(from, end - from);
+    if (part.empty() || part == "." || part == ".." || part.find('\0') != std::string::npos ||
+        reserved(part)) {
+      throw ArgumentError(given, "no name for an array in a namespace");
+    }
+    if (part.size() > NAME_MAX) throw Error(ENAMETOOLONG, given);
+    from = end + 1;
   }
-  if (name.size() > NAME_MAX) throw Error(ENAMETOOLONG, given);
   const auto same = [&](const auto& array) { return array.first == name; };
   if (std::ranges::any_of(state_->arrays, same)) throw Error(EEXIST, given);
   NewArray array(
@@ -168,24 +187,6 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
   Array taken = array.take();
   state_->arrays.emplace_back(name, std::move(array));
   return taken;
-}
-
-// What takes an empty directory's place has its owner and permissions. Returns the group that files
-// in it are to have, as with any directory that has the set-group-ID bit.
-std::optional<gid_t> NewNamespace::State::take_over(const Place& place, int fd) const {
-  struct stat there;
-  struct stat made;
-  if (fstat(fd, &made) != 0) detail::throw_errno(given);
-  if (fstatat(place.at(), place.file.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0) {
-    const bool others = there.st_uid != made.st_uid || there.st_gid != made.st_gid;
-    if ((others && fchown(fd, there.st_uid, there.st_gid) != 0) ||
-        fchmod(fd, there.st_mode & 07777) != 0) {
-      detail::throw_errno(given);
-    }
-    made = there;
-  }
-  if ((made.st_mode & S_ISGID) == 0) return {};
-  return made.st_gid;
 }
 
 void NewNamespace::publish() {
@@ -205,15 +206,18 @@ void NewNamespace::publish() {
     }
   }
   try {
-    const auto group = state_->take_over(place, temporary.fd.get());
+    const FileDescriptor empty(
+        openat(place.at(), place.file.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    if (empty) {
+      detail::Permissions(empty.get(), name.given()).give(temporary.fd.get(), name.given());
+    }
     for (auto& [leaf, array] : state_->arrays) {
-      if (group && fchown(array.state_->staging->fd(), static_cast<uid_t>(-1), *group) != 0) {
-        detail::throw_errno(name);
-      }
-      FileDescriptor at(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0));
-      if (!at) detail::throw_errno(name);
+      const std::size_t slash = leaf.rfind('/');
+      FileDescriptor at = make_below(temporary.fd.get(), leaf.substr(0, slash + 1), name);
+      array.state_->staging->inherit_group(at.get());
       array.state_->staging->publish(
-          {.opened = std::move(at), .directory = ".", .file = leaf, .made = {}}, false);
+          {.opened = std::move(at), .directory = ".", .file = leaf.substr(slash + 1), .made = {}},
+          false);
     }
     // Of directories rename(2) replaces those that are empty only.
     if (renameat(place.at(), temporary.name.c_str(), place.at(), place.file.c_str()) != 0) {

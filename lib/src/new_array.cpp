@@ -165,7 +165,7 @@ NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
 void NewArray::check(const Name& name, bool replace) {
   struct stat st;
   if (replace) {
-    detail::stat_of_array(name);
+    detail::permissions_of_array(name);
   } else if (lstat(name.path().c_str(), &st) == 0) {
     throw Error(EEXIST, name.given());
   }
@@ -181,16 +181,9 @@ Array NewArray::take() {
 void NewArray::publish() {
   if (state_->replace) {
     // Who could not read the old one cannot read the new one either; and who could, can.
-    const auto old = detail::stat_of_array(state_->name);
-    const int fd = state_->staging->fd();
-    const bool others = old && (old->st_uid != geteuid() || old->st_gid != getegid());
-    // Only root may give files away. Others must have the right to the group.
-    if (others && fchown(fd, old->st_uid, old->st_gid) != 0 &&
-        (errno != EPERM ||
-         (fchown(fd, static_cast<uid_t>(-1), old->st_gid) != 0 && errno != EPERM))) {
-      detail::throw_errno(state_->name);
+    if (const auto old = detail::permissions_of_array(state_->name)) {
+      old->give(state_->staging->fd(), state_->name.given());
     }
-    if (old && fchmod(fd, old->st_mode & 0777) != 0) detail::throw_errno(state_->name);
   }
   state_->staging->publish(state_->replace);
 }

@@ -239,6 +239,15 @@ void Staging::trim(const struct stat& st, std::uint64_t size) const noexcept {
             static_cast<off_t>(std::max(huge_page_size(), taken - needed)));
 }
 
+void Staging::inherit_group(int directory) const {
+  struct stat st;
+  if (fstat(directory, &st) != 0 || (st.st_mode & S_ISGID) == 0) return;
+  // Who is not in the group may not give it.
+  if (fchown(file_.get(), static_cast<uid_t>(-1), st.st_gid) != 0 && errno != EPERM) {
+    throw_errno(name_);
+  }
+}
+
 void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {
   const auto* at = static_cast<const char*>(data);
   while (length > 0) {
@@ -273,6 +282,7 @@ void Staging::publish(bool replace) {
         if (error.errnum() == ENOSPC) throw_no_inode();  // a directory takes nothing else
         throw;
       }
+      inherit_group(place.at());
     }
     if (give(namespace_missing_ ? place : place_, replace)) return;
     const int errnum = errno;

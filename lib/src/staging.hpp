@@ -29,9 +29,11 @@ class Staging {
   // Gives the file its size without memory, which is checked for, but not taken.
   void extend(std::uint64_t size);
   // A tmpfs mounted huge=always gives a huge page to the smallest file: gives back what lies behind
-  // the first `size` bytes. st: of the file. Where that fails it stays so, which is no more than was
-  // asked for by mounting it so.
+  // the first `size` bytes. st: of the file. Where that fails it stays so, which is no more than
+  // was asked for by mounting it so.
   void trim(const struct stat& st, std::uint64_t size) const noexcept;
+  // As a file that is made in that directory gets it.
+  void inherit_group(int directory) const;
   // Writes to the file; takes what memory that needs.
   void write(const void* data, std::uint64_t length, std::uint64_t offset) const;
   // What is said when there is none: errnum is ENOSPC or EDQUOT.

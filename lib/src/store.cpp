@@ -124,12 +124,12 @@ Name behind_mount(const Name& name) {
   return name;
 }
 
-std::optional<struct stat> stat_of_array(const Name& name) {
+std::optional<Permissions> permissions_of_array(const Name& name) {
   try {
     const FileDescriptor fd = open_file(name, O_RDONLY);
     const Stat stat = stat_file(fd.get(), name.given());
     read_info(fd.get(), stat.st, name.given());
-    return stat.st;
+    return Permissions(fd.get(), name.given());
   } catch (const Error& error) {
     if (error.errnum() != ENOENT) throw;
     return {};
@@ -225,7 +225,7 @@ void rename(const Name& from, const Name& to, bool replace) {
   const Name old_name = detail::behind_mount(from);
   const Name new_name = detail::behind_mount(to);
   open_array(old_name);
-  if (replace) detail::stat_of_array(new_name);
+  if (replace) detail::permissions_of_array(new_name);
   const detail::Place old_place = detail::place_of(old_name);
   detail::Place place = detail::place_of(new_name, true);
   if (renameat2(old_place.at(), old_place.file.c_str(), place.at(), place.file.c_str(),

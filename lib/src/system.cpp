@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <array>
@@ -100,8 +101,6 @@ Stat stat_file(int fd, std::string_view name) {
   result.st.st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
   result.st.st_ino = stx.stx_ino;
   result.st.st_mode = stx.stx_mode;
-  result.st.st_uid = stx.stx_uid;
-  result.st.st_gid = stx.stx_gid;
   result.st.st_size = static_cast<off_t>(stx.stx_size);
   result.st.st_blocks = static_cast<blkcnt_t>(stx.stx_blocks);
   result.st.st_blksize = static_cast<blksize_t>(stx.stx_blksize);
@@ -111,6 +110,53 @@ Stat stat_file(int fd, std::string_view name) {
     result.identity.birth = stx.stx_btime.tv_sec * 1'000'000'000 + stx.stx_btime.tv_nsec;
   }
   return result;
+}
+
+namespace {
+
+constexpr const char* access_acl = "system.posix_acl_access";
+constexpr const char* default_acl = "system.posix_acl_default";  // of directories
+
+// Empty when there is none.
+std::string attribute(const std::string& path, const char* key) {
+  std::string value;
+  while (true) {
+    const ssize_t size = getxattr(path.c_str(), key, value.data(), value.size());
+    if (size < 0 && errno == ERANGE) {  // it has grown since
+      value.clear();
+      continue;
+    }
+    if (size <= 0) return {};
+    if (!value.empty()) return value;
+    value.resize(static_cast<std::size_t>(size));
+  }
+}
+
+}  // namespace
+
+Permissions::Permissions(int fd, std::string_view name) {
+  const std::string self = fmt::format("/proc/self/fd/{}", fd);  // also for O_PATH
+  if (fstat(fd, &st_) != 0) throw Error(errno, name);
+  for (const char* key : {access_acl, default_acl}) {
+    std::string value = attribute(self, key);
+    if (!value.empty()) acls_.emplace_back(key, std::move(value));
+  }
+}
+
+void Permissions::give(int fd, std::string_view name) const {
+  struct stat st;
+  if (fstat(fd, &st) != 0) throw Error(errno, name);
+  // Only root may give files away; others, to a group that they are in.
+  const bool others = st.st_uid != st_.st_uid || st.st_gid != st_.st_gid;
+  if (others && fchown(fd, st_.st_uid, st_.st_gid) != 0 &&
+      (errno != EPERM || (fchown(fd, static_cast<uid_t>(-1), st_.st_gid) != 0 && errno != EPERM))) {
+    throw Error(errno, name);
+  }
+  if (fchmod(fd, st_.st_mode & (S_ISDIR(st_.st_mode) ? 07777 : 0777)) != 0)
+    throw Error(errno, name);
+  for (const auto& [key, value] : acls_) {
+    if (fsetxattr(fd, key, value.data(), value.size(), 0) != 0) throw Error(errno, name);
+  }
 }
 
 Place place_of(const Name& name, bool make_namespace) {
@@ -154,7 +200,10 @@ Place place_of(const Name& name, bool make_namespace) {
     }
   }
   if (!directory) throw_open_error(name);
-  return {.opened = std::move(directory), .directory = ".", .file = std::string(leaf), .made = std::move(made)};
+  return {.opened = std::move(directory),
+          .directory = ".",
+          .file = std::string(leaf),
+          .made = std::move(made)};
 }
 
 void unmake(std::vector<Place::Made>& made) noexcept {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "sharr/object.hpp"
@@ -48,6 +49,19 @@ struct Place {
 
   int at() const noexcept { return opened ? opened.get() : AT_FDCWD; }
 };
+// Who may do what with a file or directory: owner, mode and ACLs.
+class Permissions {
+ public:
+  // Of what is open as fd; O_PATH will do. Throws Error.
+  Permissions(int fd, std::string_view name);
+  // Gives another file or directory the same, the owner as far as this process may give files away.
+  void give(int fd, std::string_view name) const;
+
+ private:
+  struct stat st_;
+  std::vector<std::pair<const char*, std::string>> acls_;  // attributes
+};
+
 // Throws Error; a namespace that is missing is ENOENT unless it is to be made.
 Place place_of(const Name& name, bool make_namespace = false);
 // Removes the directories that were made for a place, as far as nobody has used them.

@@ -166,8 +166,8 @@ def put(name, array_like, *, replace=False):
     ----------
     name : str or os.PathLike
     array_like : array_like
-        Copied once, by several threads when it is large. An array in Fortran
-        order stays so.
+        Copied once, by several threads where that is quicker. An array in
+        Fortran order stays so.
     replace : bool
         As for `build`.
 
@@ -300,7 +300,7 @@ def put_all(where, arrays):
         ``shm://run7/``, or a directory. May exist if it is empty, and keeps its
         owner and permissions.
     arrays : mapping of str to array_like
-        Each takes a file descriptor until all are published, of which a process
+        By their names in it, ``"sub/x"`` in a namespace in it. Each takes a file descriptor until all are published, of which a process
         has 1024 unless ``ulimit -n`` says otherwise.
 
     Returns

@@ -367,8 +367,10 @@ PyObject* array_wrap(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const py::tuple all(0);
     return PyObject_GetItem(array, all.ptr());
   }
-  if (Py_TYPE(array) != array_type) return Py_NewRef(array);
-  return plain(Py_NewRef(array));
+  if (Py_TYPE(array) == array_type) return plain(Py_NewRef(array));
+  // NumPy's squeeze() gives a plain view to be wrapped.
+  if (mapping_of(array) == nullptr) return Py_NewRef(array);
+  return PyObject_CallMethod(array, "view", "O", array_type);
 }
 
 // NumPy 1's Array.__array_prepare__.
@@ -600,6 +602,12 @@ py::list attach_all(const py::object& where, const py::object& mode) {
   return result;
 }
 
+// What a file can be overwritten with in place, so that a view of it means something else.
+std::string layout(const sharr::Info& info) {
+  return info.dtype.descr() + " " + sharr::shape_text(info.shape) + " " +
+         static_cast<char>(info.order) + " at " + std::to_string(info.offset);
+}
+
 // What Array.__reduce_ex__ has written, which anybody may have forged.
 py::array load(const py::object& type, const py::object& name, const py::object& identity,
                const py::object& mode, const py::dtype& dtype,
@@ -608,8 +616,8 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   const sharr::Name parsed = name_of(name);
   const sharr::Mode how = mode_of(mode);
   const std::string replaced = "replaced since it was pickled";
-  const auto [device, inode, birth] =
-      identity.cast<std::tuple<std::uint64_t, std::uint64_t, std::int64_t>>();
+  const auto [device, inode, birth, as_pickled] =
+      identity.cast<std::tuple<std::uint64_t, std::uint64_t, std::int64_t, std::string>>();
   auto array = [&] {
     const py::gil_scoped_release release;
     try {
@@ -630,6 +638,10 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   if (array.identity() != sharr::Identity{device, inode, birth}) {
     throw sharr::Error(ESTALE, parsed.given(), replaced + " by another array");
   }
+  if (const std::string now = layout(array.info()); now != as_pickled) {
+    throw sharr::Error(ESTALE, parsed.given(),
+                       "overwritten since it was pickled: " + now + ", was " + as_pickled);
+  }
   const auto refuse = [&](const char* what) {
     throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
   };
@@ -649,8 +661,7 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   if (first < 0 || end > size) refuse("beyond the array");
   void* const data = static_cast<char*>(array.data()) + offset;
   const bool may_write = writeable && array.mode() != sharr::Mode::read;
-  const py::object base =
-      Box<Mapping>::make(Mapping(std::move(array), decoded(parsed.given())));
+  const py::object base = Box<Mapping>::make(Mapping(std::move(array), decoded(parsed.given())));
   return make_array(reinterpret_cast<PyTypeObject*>(type.ptr()), dtype, shape, strides, data,
                     may_write, base);
 }
@@ -760,7 +771,8 @@ void define_mapping(const py::module_& module) {
           "_built"),
       B::attribute<[](const Mapping& self) -> py::object {
         const sharr::Identity& identity = self.array().identity();
-        return py::make_tuple(identity.device, identity.inode, identity.birth);
+        return py::make_tuple(identity.device, identity.inode, identity.birth,
+                              layout(self.array().info()));
       }>("_identity"),
       {}};
   static PyMethodDef methods[] = {
@@ -777,8 +789,7 @@ void define_mapping(const py::module_& module) {
       {}};
   const auto buffer = [](PyObject* self, Py_buffer* view, int flags) {
     const sharr::Array& array = B::of(self).array();
-    return PyBuffer_FillInfo(view, self, array.data(),
-                             static_cast<Py_ssize_t>(array.info().nbytes),
+    return PyBuffer_FillInfo(view, self, array.data(), static_cast<Py_ssize_t>(array.info().nbytes),
                              static_cast<int>(array.mode() == sharr::Mode::read), flags);
   };
   B::define(module, "Mapping", "The memory of an attached array: the base of its ndarrays.",

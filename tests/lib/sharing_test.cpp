@@ -99,7 +99,7 @@ TEST_F(Sharing, ANamespaceAppearsWithAllItsArrays) {
   made.add("x", {3}, f8).as<double>()[0] = 1;
   made.add("y", {4}, f8, {.order = Order::fortran});
   EXPECT_EQ(errnum_of([&] { made.add("x", {3}, f8); }), EEXIST);
-  EXPECT_THROW(made.add("a/b", {3}, f8), ArgumentError);
+  EXPECT_THROW(made.add("a//b", {3}, f8), ArgumentError);
   EXPECT_EQ(errnum_of([&] { attach_all(where); }), ENOENT);
   made.publish();
   const std::vector<Array> found = attach_all(where);

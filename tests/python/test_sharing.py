@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import pickletools
 import signal
+import struct
 import subprocess
 import textwrap
 import threading
@@ -335,6 +336,27 @@ def test_forged_pickles(name):
         with pytest.raises(sharr.UnpicklingError):
             forged(**changed)
     assert forged(mode="r", w=True).flags.writeable is False
+
+
+def test_squeezed_it_is_passed_by_reference(name):
+    a = sharr.create(name, (1, 6))
+    for view in a.squeeze(), a.squeeze(0), np.squeeze(a[:, :3]):
+        assert type(view) is sharr.Array and view.base is not None
+        pickle.loads(pickle.dumps(view))[0] += 1
+    assert a[0, 0] == 3 and type((a + 1).squeeze()) is np.ndarray
+    assert type(np.add(a, 1, out=np.zeros((1, 6)))) is np.ndarray
+
+
+@pytest.mark.parametrize("other", [np.ones((4, 4), "i4"), np.ones((3, 2)), np.ones(6), np.ones((3, 2)).T])
+def test_what_was_overwritten_since(name, other):
+    """In place, as np.save does it."""
+    data = pickle.dumps(sharr.put(name, np.arange(6.0).reshape(2, 3))[1:])
+    inode = (SHM / name).stat().st_ino
+    with open(SHM / name, "wb") as file:
+        np.save(file, other)
+    assert (SHM / name).stat().st_ino == inode
+    with pytest.raises(sharr.UnpicklingError, match="overwritten"):
+        pickle.loads(data)
 
 
 def test_a_process_that_cannot_see_the_array(name):
@@ -669,6 +691,43 @@ def test_replaced_by_root_it_stays_whose_it_was(name):
     subprocess.run(as_nobody("cat", SHM / name), stdout=subprocess.DEVNULL, check=True)
 
 
+@needs_root
+def test_replaced_it_keeps_its_acl(name):
+    acl = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 0, 2**32 - 1,
+                      0x10, 6, 2**32 - 1, 0x20, 0, 2**32 - 1)  # fmt: skip
+    sharr.create(name, 3)
+    os.chown(SHM / name, 0, 8)
+    try:
+        os.setxattr(SHM / name, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("a kernel without ACLs on tmpfs")
+    sharr.put(name, [1, 2], replace=True)
+    assert os.getxattr(SHM / name, "system.posix_acl_access") == acl
+    subprocess.run(as_nobody("cat", SHM / name), stdout=subprocess.DEVNULL, check=True)
+
+
+@needs_root
+def test_groups_are_inherited(name):
+    (SHM / name).mkdir()
+    os.chown(SHM / name, 0, 8)
+    os.chmod(SHM / name, 0o2770)
+    sharr.put(f"{name}/new/x", 1), sharr.put(f"{name}/new/y", 1)
+    with sharr.build(f"{name}/other/x", 1):
+        pass
+    sharr.put_all(f"{name}/all", {"x": 1, "sub/x": 2})
+    assert {path.stat().st_gid for path in (SHM / name).rglob("*")} == {8}
+
+
+@needs_root
+def test_a_colleagues_empty_namespace(name):
+    (SHM / name).mkdir()
+    os.chmod(SHM / name, 0o777)
+    (SHM / name / "run").mkdir()
+    code = f"import sharr; sharr.put_all('{name}/run', {{'x': [1]}})"
+    subprocess.run(as_nobody(PYTHON, "-c", code), check=True)
+    assert sharr.attach(f"{name}/run/x").tolist() == [1]
+
+
 def test_built_where_it_was_begun(tmp_path, monkeypatch):
     for directory in ("one", "other"):
         (tmp_path / directory).mkdir()
@@ -912,9 +971,16 @@ def test_namespaces(name, base, tmp_path):
 
 
 def test_names_in_a_namespace(name):
-    for key in ("", ".", "..", "a/b", "/a", "a\0b", ".sharr-tmp-a", "x" * 256):
+    for key in ("", ".", "..", "/a", "a/", "a//b", "a/../b", "good/b", "a\0b", ".sharr-tmp-a",
+                "a/.sharr-tmp-a", "x" * 256):  # fmt: skip
         with pytest.raises(OSError):
             sharr.put_all(name, {"good": 1, key: 2})
+        assert left_behind() == []
+    sharr.put_all(name, {"a": 1, "b/c/x": 2, "b/c/y": 3, "b/z": 4})
+    copied = sharr.put_all(f"{name}-copy", sharr.attach_all(name))
+    assert {key: int(value) for key, value in copied.items()} == {"a": 1, "b/c/x": 2, "b/c/y": 3, "b/z": 4}
+    for one in (name, f"{name}-copy"):
+        sharr.delete_all(one)
     with pytest.raises(TypeError):
         sharr.put_all(name, {1: 2})
     for where in ("shm://", "", "shm://../x", "http://x"):

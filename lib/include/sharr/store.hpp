@@ -176,8 +176,8 @@ struct CreateOptions {
   std::optional<bool> huge = {};
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
-  // Take the name of an existing array, in one step and with its permissions and, as far as this
-  // process may give files away, its owner; those attached to it keep it. What is no array is not
+  // Take the name of an existing array, in one step and with its mode, ACL and, as far as this
+  // process may give files away, owner; those attached to it keep it. What is no array is not
   // replaced.
   bool replace = false;
   // Called by the calling thread when a signal interrupts the reservation of memory, and after
@@ -239,8 +239,8 @@ class NewNamespace {
   NewNamespace(NewNamespace&& other) noexcept;
   ~NewNamespace();
 
-  // Adds an array by the name `leaf` in the namespace and returns it. Throws as create(); EEXIST
-  // when there is one of that name.
+  // Adds an array by a name in the namespace, or in one in it ("x", "sub/x"), and returns it. Throws
+  // as create(); EEXIST when there is one of that name.
   Array add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
             const CreateOptions& options = {});
   // Throws as create().
