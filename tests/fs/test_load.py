@@ -121,11 +121,11 @@ def test_load(space, mode):
     """Ends with every array whole, and with nothing left in the daemon."""
     uri, behind, point = space
     (pid,) = daemons(point)
-    for turn in range(5):  # threads and what malloc keeps for each come with the first loads
+    for turn in range(3):  # threads and what malloc keeps for each come with the first loads
         run(uri, behind, point, turn * 100)
     fds = len(os.listdir(f"/proc/{pid}/fd"))
     memory = []
-    for turn in range(5, 10):
+    for turn in range(3, 7):
         run(uri, behind, point, turn * 100)
         for array in sharr.list(uri):
             value = sharr.attach(array.name, "r")
