@@ -6,10 +6,9 @@
 // - FUSE_NOTIFY_INVAL_INODE: the attributes of an inode are to be asked for again.
 // - FUSE_NOTIFY_PRUNE: an inode is to be forgotten, with all its names, unless somebody uses it.
 //   That it was shows by a FORGET. Linux has this since 6.18 (FUSE 7.45).
-// - FUSE_NOTIFY_INC_EPOCH: all names are to be looked up again. To some programs what is open, or
-// is
-//   their working directory, seems deleted until then, so that it is for what is in use. Linux has
-//   this since 6.16 (FUSE 7.44); before, nothing is remembered.
+// - FUSE_NOTIFY_INC_EPOCH: all names are to be looked up again. What is open, or is somebody's
+//   working directory, then looks deleted to some programs, so that this is for what the other does
+//   not reach. Linux has it since 6.16 (FUSE 7.44); before, nothing is remembered.
 //
 // FUSE_NOTIFY_INVAL_ENTRY is for one name, but waits for the lock of its directory, which is held
 // by whoever waits for an answer of this daemon: killed while both wait, it could not die, and the

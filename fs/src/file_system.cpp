@@ -32,7 +32,7 @@ namespace {
 // Far more than any tree has; a circle of directories, which moves beside the mount could make when
 // they are seen in an unlucky order, has none.
 constexpr std::size_t longest_path = std::size_t{1} << 20;
-constexpr std::size_t deepest = 4096;
+constexpr std::size_t deepest = 4096;  // that is looked for; what is deeper expires late
 
 // Within this an open that was answered ESTALE has come back, or it has come to nothing.
 constexpr std::chrono::seconds longest_retry{10};
@@ -40,8 +40,7 @@ constexpr std::chrono::seconds longest_retry{10};
 // Not to look all the time for directories that are gone.
 constexpr std::size_t least_swept = 64;
 
-// Of nodes without a name; whoever looks one up that has been named again meanwhile finds it
-// sooner.
+// Of nodes without a name that somebody may still be asking about.
 constexpr std::size_t most_retired = 1024;
 
 // To look is not to use: while this lives, reading leaves the time of access alone, where that may

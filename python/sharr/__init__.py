@@ -300,8 +300,9 @@ def put_all(where, arrays):
         ``shm://run7/``, or a directory. May exist if it is empty, and keeps its
         owner and permissions.
     arrays : mapping of str to array_like
-        By their names in it, ``"sub/x"`` in a namespace in it. Each takes a file descriptor until all are published, of which a process
-        has 1024 unless ``ulimit -n`` says otherwise.
+        By their names in it, ``"sub/x"`` in a namespace in it. Each takes a
+        file descriptor until all are published, of which a process has 1024
+        unless ``ulimit -n`` says otherwise.
 
     Returns
     -------

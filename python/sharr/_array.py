@@ -18,8 +18,9 @@ class UnpicklingError(pickle.UnpicklingError):
 
     No `OSError`, though it has one's attributes ``errno`` (``ENOENT``: deleted
     or renamed since, or out of this process's sight; ``ESTALE``: replaced;
-    ``EINVAL``: forged), ``strerror`` and ``filename``: `multiprocessing.Pool` takes an OSError for
-    the end of its pipe, and would wait for ever without a word.
+    ``EINVAL``: forged), ``strerror`` and ``filename``: `multiprocessing.Pool`
+    takes an OSError for the end of its pipe, and would wait for ever without a
+    word.
     """
 
     def __init__(self, number, strerror, filename):
