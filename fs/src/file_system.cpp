@@ -293,7 +293,7 @@ void FileSystem::sweep() {
     if (gone.empty()) return;
     within = all_within(gone);
     for (const NodePtr& node : within) {
-      if (node->handles.empty() && !node->writing) erase(node);
+      if (erasable(*node)) erase(node);
     }
   }
   prune(within);
@@ -439,6 +439,12 @@ void FileSystem::erase(const NodePtr& node) {
   forgotten_.notify_all();
 }
 
+// To what the kernel finds by a name that it remembers there has to be an answer: an open with
+// O_TRUNC takes one ESTALE only, which it needs; see start_overwriting().
+bool FileSystem::erasable(const Node& node) const {
+  return node.handles.empty() && !node.writing && !remembered(node);
+}
+
 // A node has lost its name. The kernel may remember it for as long as it does not want the memory,
 // but what it asks of it then is of no use to anybody, except who has it open.
 void FileSystem::retire(const NodePtr& node) {
@@ -449,7 +455,7 @@ void FileSystem::retire(const NodePtr& node) {
   retired_.pop_front();
   if (found == nodes_.end() || found->second->placed) return;
   const NodePtr oldest = found->second;
-  if (!oldest->handles.empty() || oldest->writing) {
+  if (!erasable(*oldest)) {
     retired_.push_back(oldest->id);
   } else if (!oldest->directory || is_gone(*oldest)) {
     erase(oldest);

@@ -113,6 +113,7 @@ class FileSystem {
   void forget(fuse_ino_t id, std::uint64_t count);
   void drop(fuse_ino_t id, std::uint64_t count);  // mutex_ is held
   void erase(const NodePtr& node);                // as well: to the kernel it is stale
+  bool erasable(const Node& node) const;          // as well
   void retire(const NodePtr& node);               // as well
   void moved(const struct stat& st, const NodePtr& parent, const std::string& name);  // as well
 
