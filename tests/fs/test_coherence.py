@@ -128,32 +128,23 @@ def test_what_is_asked(place):
 
 
 @contextlib.contextmanager
-def no_inotify():
-    files = []
+def set_to_none(limit):
+    """While the block runs inotify gives nobody any."""
+    file = pathlib.Path("/proc/sys/fs/inotify", limit)
+    before = file.read_text()
     try:
-        while (file := libc.inotify_init1(os.O_CLOEXEC)) >= 0:
-            files.append(file)
-        assert ctypes.get_errno() == errno.EMFILE
+        file.write_text("0")
         yield
     finally:
-        for file in files:
-            os.close(file)
+        file.write_text(before)
 
 
-@pytest.mark.parametrize("what", ["no inotify", "no watch"])
-def test_nothing_is_remembered_that_is_not_watched(place, what):
+@pytest.mark.parametrize("limit", ["max_user_instances", "max_user_watches"])
+def test_nothing_is_remembered_that_is_not_watched(place, limit):
     uri, behind, point = place
     sharr.create(f"{uri}/a", 3)
     sharr.create(f"{uri}/d/b", 3)
-    limit = pathlib.Path("/proc/sys/fs/inotify/max_user_watches")
-    before = limit.read_text()
-    with contextlib.ExitStack() as stack:
-        if what == "no inotify":
-            stack.enter_context(no_inotify())
-        else:
-            stack.callback(limit.write_text, before)
-            limit.write_text("0")
-        log = stack.enter_context(logging(uri, point))
+    with set_to_none(limit), logging(uri, point) as log:
         for path in ("a", "d/b"):
             known(point)
             assert "LOOKUP" in log.requests(lambda path=path: os.stat(point / path))
@@ -316,7 +307,7 @@ def test_directories_that_are_gone_take_no_descriptors(place, inotify):
     uri, behind, point = place
     sharr.create(f"{uri}/a", 3)
     with contextlib.ExitStack() as stack:
-        with contextlib.nullcontext() if inotify else no_inotify():
+        with contextlib.nullcontext() if inotify else set_to_none("max_user_instances"):
             stack.enter_context(limited(uri, point, 1000))
         for i in range(400):
             (behind / f"d{i}/e").mkdir(parents=True)

@@ -719,12 +719,13 @@ def test_groups_are_inherited(name):
 
 
 @needs_root
-def test_a_colleagues_empty_namespace(name):
+def test_a_colleagues_empty_namespace(name, public_build):
     (SHM / name).mkdir()
     os.chmod(SHM / name, 0o777)
     (SHM / name / "run").mkdir()
     code = f"import sharr; sharr.put_all('{name}/run', {{'x': [1]}})"
-    subprocess.run(as_nobody(PYTHON, "-c", code), check=True)
+    env = {**os.environ, "PYTHONPATH": str(public_build / "python")}
+    subprocess.run(as_nobody(PYTHON, "-c", code), env=env, check=True)
     assert sharr.attach(f"{name}/run/x").tolist() == [1]
 
 
