@@ -63,23 +63,6 @@ Temporary make_temporary(const Place& place, const Name& name) {
   }
 }
 
-// Opens a directory below another one, "a/b/"; makes it if need be.
-FileDescriptor make_below(int directory, const std::string& path, const Name& name) {
-  FileDescriptor at(fcntl(directory, F_DUPFD_CLOEXEC, 0));
-  for (std::size_t from = 0; at && from < path.size();) {
-    const std::size_t end = path.find('/', from);
-    const std::string part = path.substr(from, end - from);
-    if (mkdirat(at.get(), part.c_str(), detail::namespace_mode) != 0 && errno != EEXIST) {
-      detail::throw_errno(name);
-    }
-    at = FileDescriptor(
-        openat(at.get(), part.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
-    from = end + 1;
-  }
-  if (!at) detail::throw_errno(name);
-  return at;
-}
-
 // Calls other(path, errnum) for whatever in a directory or below is no array that can be read and
 // no namespace; errnum is EACCES when it cannot be read, or ENOTEMPTY. Calls entered(path, fd) for
 // each directory, which is "." first.
@@ -213,7 +196,11 @@ void NewNamespace::publish() {
     }
     for (auto& [leaf, array] : state_->arrays) {
       const std::size_t slash = leaf.rfind('/');
-      FileDescriptor at = make_below(temporary.fd.get(), leaf.substr(0, slash + 1), name);
+      std::vector<Place::Made> within;  // goes with the directory if it has to
+      FileDescriptor at =
+          detail::make_directories(FileDescriptor(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0)),
+                                   leaf.substr(0, slash + 1), within);
+      if (!at) detail::throw_errno(name);
       array.state_->staging->inherit_group(at.get());
       array.state_->staging->publish(
           {.opened = std::move(at), .directory = ".", .file = leaf.substr(slash + 1), .made = {}},

@@ -10,6 +10,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <fstream>
@@ -159,6 +160,27 @@ void Permissions::give(int fd, std::string_view name) const {
   }
 }
 
+FileDescriptor make_directories(FileDescriptor directory, const std::string& path,
+                                std::vector<Place::Made>& made) {
+  for (std::size_t from = 0; directory && from < path.size();) {
+    const std::size_t end = std::min(path.find('/', from), path.size());
+    const std::string component = path.substr(from, end - from);
+    // Another process may make the same namespace, or put something else there: opening tells.
+    const bool mine = mkdirat(directory.get(), component.c_str(), 0777) == 0;
+    FileDescriptor below;
+    if (mine || errno == EEXIST) {
+      below = FileDescriptor(openat(directory.get(), component.c_str(),
+                                    O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    }
+    const int errnum = errno;
+    if (mine) made.push_back({.parent = std::move(directory), .name = component});
+    directory = std::move(below);
+    errno = errnum;
+    from = end + 1;
+  }
+  return directory;
+}
+
 Place place_of(const Name& name, bool make_namespace) {
   const std::string& path = name.path();
   const std::size_t slash = path.rfind('/');
@@ -177,22 +199,10 @@ Place place_of(const Name& name, bool make_namespace) {
       openat2(AT_FDCWD, path.substr(0, slash).c_str(), flags, 0, RESOLVE_NO_SYMLINKS));
   std::vector<Place::Made> made;
   if (!directory && errno == ENOENT && make_namespace) {
-    directory = FileDescriptor(::open(shm_directory.data(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    for (std::size_t from = shm_directory.size(); directory && from < slash;) {
-      const std::size_t end = path.find('/', from + 1);
-      const std::string component = path.substr(from + 1, end - from - 1);
-      // Another process may make the same namespace, or put something else there: opening tells.
-      const bool mine = mkdirat(directory.get(), component.c_str(), 0777) == 0;
-      FileDescriptor below;
-      if (mine || errno == EEXIST) {
-        below = FileDescriptor(openat(directory.get(), component.c_str(), flags | O_NOFOLLOW));
-      }
-      const int errnum = errno;
-      if (mine) made.push_back({.parent = std::move(directory), .name = component});
-      directory = std::move(below);
-      errno = errnum;
-      from = end;
-    }
+    const std::size_t from = shm_directory.size() + 1;
+    directory = make_directories(
+        FileDescriptor(::open(shm_directory.data(), O_PATH | O_DIRECTORY | O_CLOEXEC)),
+        path.substr(from, slash - from), made);
     if (!directory) {
       const int errnum = errno;
       unmake(made);

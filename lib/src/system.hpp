@@ -64,6 +64,10 @@ class Permissions {
 
 // Throws Error; a namespace that is missing is ENOENT unless it is to be made.
 Place place_of(const Name& name, bool make_namespace = false);
+// Opens a directory below another one, "a/b", and makes what is missing of it, which goes to `made`.
+// Empty with errno set when that cannot be.
+FileDescriptor make_directories(FileDescriptor directory, const std::string& path,
+                                std::vector<Place::Made>& made);
 // Removes the directories that were made for a place, as far as nobody has used them.
 void unmake(std::vector<Place::Made>& made) noexcept;
 
