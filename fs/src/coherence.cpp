@@ -18,10 +18,12 @@
 // no word. What inotify does not tell ends with the time that was given: a store to a mapping sets
 // the time of modification, a read that of access, and a file system may be mounted on a directory.
 #include <sys/inotify.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -206,21 +208,20 @@ void FileSystem::expire_names() {
 
 void FileSystem::prune(const std::vector<NodePtr>& nodes) {
   if (nodes.empty() || !prunes_) return;
-  const std::size_t length = sizeof(Prune) + nodes.size() * sizeof(std::uint64_t);
-  const Prune notification{
-      .header = {.length = static_cast<std::uint32_t>(length), .error = prune_code, .unique = 0},
-      .count = static_cast<std::uint32_t>(nodes.size()),
-      .padding = 0,
-      .spare = 0};
-  std::vector<char> message(length);
-  std::memcpy(message.data(), &notification, sizeof(notification));
-  char* at = message.data() + sizeof(notification);
   // What has anything in it is in use, and was looked up before that, mostly.
   std::vector<std::uint64_t> ids(nodes.size());
   std::ranges::transform(nodes, ids.begin(), [](const NodePtr& node) { return node->id; });
   std::ranges::sort(ids, std::greater{});
-  std::memcpy(at, ids.data(), ids.size() * sizeof(ids[0]));
-  if (write(fuse_session_fd(session_), message.data(), length) < 0 && errno != ENODEV) {
+  const std::size_t size = ids.size() * sizeof(ids[0]);
+  Prune notification{.header = {.length = static_cast<std::uint32_t>(sizeof(Prune) + size),
+                                .error = prune_code,
+                                .unique = 0},
+                     .count = static_cast<std::uint32_t>(ids.size()),
+                     .padding = 0,
+                     .spare = 0};
+  const std::array<iovec, 2> message{iovec{.iov_base = &notification, .iov_len = sizeof(Prune)},
+                                     iovec{.iov_base = ids.data(), .iov_len = size}};
+  if (writev(fuse_session_fd(session_), message.data(), message.size()) < 0 && errno != ENODEV) {
     prunes_ = false;
   }
 }
@@ -231,14 +232,12 @@ void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes, std::vector<
   if (nodes.empty()) return;
   {
     std::unique_lock lock(mutex_);
-    const auto any = [&](auto&& is) {
-      return std::ranges::any_of(
-          nodes, [&](const NodePtr& node) { return remembered(*node) && is(*node); });
+    const auto forgotten = [&] {
+      return std::ranges::none_of(nodes, [&](const NodePtr& node) { return remembered(*node); });
     };
-    const auto forgotten = [&] { return !any([](const Node&) { return true; }); };
-    if (prunes_ && !any([](const Node& node) { return !node.handles.empty(); })) {
-      forgotten_.wait_for(lock, patience, forgotten);
-    }
+    const bool in_use = std::ranges::any_of(
+        nodes, [&](const NodePtr& node) { return remembered(*node) && !node->handles.empty(); });
+    if (prunes_ && !in_use) forgotten_.wait_for(lock, patience, forgotten);
     if (forgotten()) return;
   }
   expire_names();
