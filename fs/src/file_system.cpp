@@ -326,6 +326,7 @@ std::pair<FileSystem::NodePtr, std::string> FileSystem::place_of(const NodePtr& 
 
 struct stat FileSystem::stat_node(const NodePtr& node) {
   if (const WritingPtr draft = writing(node)) {
+    if (const auto old = is_unopened(node) ? overwritten(node) : std::nullopt) return *old;
     struct stat st = stat_of(draft->draft.fd());
     st.st_nlink =
         std::max<nlink_t>(st.st_nlink, 1);  // what a program that has a name for it expects
@@ -464,6 +465,7 @@ void FileSystem::retire(const NodePtr& node) {
 
 std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id) {
   const NodePtr node = find(id);
+  if (is_unopened(node)) fail(ESTALE);
   if (unpublished(node)) return {};
   if (node->directory) return {{sharr::uri_attribute, prefix_of(node)}};
   struct stat st;
@@ -607,6 +609,14 @@ FileSystem::Unpublished FileSystem::unpublished(const NodePtr& node) {
   return Unpublished(writing(node));
 }
 
+// Whether a node is of a draft that was made for a thread that has not opened it yet; see
+// start_overwriting(). To anything but that it does not exist: answered ESTALE, the thread finds
+// what has the name.
+bool FileSystem::is_unopened(const NodePtr& node) {
+  const std::lock_guard lock(mutex_);
+  return node->writing && node->handles.empty();
+}
+
 // Makes the node of a draft. EEXIST when O_EXCL forbids it because of another.
 FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::string& name,
                                               WritingPtr writing) {
@@ -651,8 +661,11 @@ FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std:
 // Opens a published array with O_TRUNC, as far as that can be done before the kernel has looked the
 // name up again. An open file belongs to the inode that the kernel has found, and the new array is
 // another one. So OPEN answers ESTALE, upon which the kernel looks again, once; and to this thread,
-// and for this once, the name is that of the draft. It looks no third time, so that nothing else
-// may answer ESTALE to an open with O_TRUNC.
+// and for this once, the name is that of the draft.
+//
+// It looks no third time, so that nothing else should answer ESTALE to an open with O_TRUNC: what
+// was begun then is in the thread's way until something shows that it has given up. Nobody sees
+// that, because a draft looks like the file it is to replace until it is opened.
 void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
   const pid_t tid = fuse_req_ctx(request)->pid;
   if (tid == 0)
@@ -686,20 +699,35 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
       tid, Truncation{.old = node, .draft = draft, .since = std::chrono::steady_clock::now()});
 }
 
+std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
+  const auto [parent, name] = place_of(draft);
+  const auto there = sharr::inspect(open_directory(parent).get(), name, "");
+  if (!there || !there->info) return {};
+  struct stat st = there->st;
+  st.st_ino = std::get<1>(draft->key);  // which the kernel keeps; see finish()
+  return st;
+}
+
 std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& parent,
                                                               const std::string& name, pid_t tid) {
-  const std::lock_guard lock(mutex_);
-  const auto found = truncations_.find(tid);
-  if (found == truncations_.end()) return {};
-  Truncation& truncation = found->second;
-  const NodePtr& draft = truncation.draft;
-  // By key, because the kernel may have forgotten the directory and looked it up anew.
-  if (draft->parent->key != parent->key || draft->name != name || !draft->writing ||
-      std::chrono::steady_clock::now() - truncation.since > longest_retry) {
-    return {};
+  NodePtr draft;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = truncations_.find(tid);
+    if (found == truncations_.end()) return {};
+    Truncation& truncation = found->second;
+    draft = truncation.draft;
+    // By key, because the kernel may have forgotten the directory and looked it up anew.
+    if (draft->parent->key != parent->key || draft->name != name || !draft->writing ||
+        std::chrono::steady_clock::now() - truncation.since > longest_retry) {
+      return {};
+    }
+    truncation.looked_up = true;
   }
-  truncation.looked_up = true;
-  return entry_of(draft, stat_of(draft->writing->draft.fd()));
+  const auto st = overwritten(draft);
+  if (!st) return {};
+  const std::lock_guard lock(mutex_);
+  return entry_of(draft, *st);
 }
 
 // The thread opens a node, or does what shows that it has given up; then node is null.
@@ -713,7 +741,8 @@ FileSystem::Retry FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
   drop(truncation.draft->id, 1);
   if (truncation.draft == node) return Retry::draft;
   // By no name, as through /proc/self/fd, the kernel does not look again.
-  return truncation.old == node && !truncation.looked_up ? Retry::same : Retry::failed;
+  const bool same = truncation.old == node && !truncation.looked_up && !node->handles.empty();
+  return same ? Retry::same : Retry::none;
 }
 
 // Those that came to nothing because the thread has ended on the way. mutex_ is held.

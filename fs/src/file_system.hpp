@@ -72,7 +72,7 @@ class FileSystem {
   struct Node;
   struct Operations;
   struct Truncation;
-  enum class Retry { none, draft, same, failed };
+  enum class Retry { none, draft, same };
   class Unpublished;
   struct Writing;
   using NodePtr = std::shared_ptr<Node>;
@@ -172,10 +172,12 @@ class FileSystem {
   // Files that are being written.
   WritingPtr writing(const NodePtr& node);
   Unpublished unpublished(const NodePtr& node);
+  bool is_unopened(const NodePtr& node);
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
   WritingPtr replacement(const NodePtr& parent, const std::string& name, const struct stat& st,
                          pid_t tid);
   void start_overwriting(const NodePtr& node, fuse_req_t request);
+  std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);
   Retry end_overwriting(const NodePtr& node, pid_t tid);

@@ -130,6 +130,7 @@ struct FileSystem::Operations {
         [&] {
           FileSystem& fs = self_of(request);
           const NodePtr node = fs.find(id);
+          if (fs.is_unopened(node)) fail(ESTALE);
           struct stat st;
           const FileDescriptor opened = fs.open_node(node, O_PATH, st);
           const std::string path = self(opened.get());
@@ -190,7 +191,7 @@ struct FileSystem::Operations {
     if (const Unpublished draft = fs.unpublished(node)) {
       {
         // Whoever has it open may open it again, as by /dev/stdout. Nobody else comes here but a
-        // thread whose open with O_TRUNC came to nothing.
+        // thread whose open with O_TRUNC came to nothing, and who means what has the name.
         const std::lock_guard lock(fs.mutex_);
         if (node->handles.empty() && (retry != Retry::draft || !truncates)) {
           fs.abandon(node);
@@ -201,7 +202,6 @@ struct FileSystem::Operations {
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
     } else if (truncates) {
       if (retry == Retry::same) fail(EPERM);
-      if (retry == Retry::failed) fail(ESTALE);  // it looks no third time
       fs.start_overwriting(node, request);
       fail(ESTALE);
     } else if ((file->flags & O_APPEND) != 0) {

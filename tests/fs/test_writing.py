@@ -654,6 +654,50 @@ def test_overwriting_keeps_owner_and_mode(space):
         assert getattr(before, field) == getattr(after, field)
 
 
+def test_an_open_that_has_failed_is_in_nobodys_way(space, mode):
+    """What it had begun stays with the thread, which does not see it."""
+    uri, behind, point = space
+
+    def fail_to_open(data=npy(A)):
+        (behind / "x").write_bytes(data)
+        # By no name, so that the kernel looks at nothing in between; and what has only the name of it
+        # is not open.
+        fd = os.open(point / "x", os.O_PATH)
+        fails(errno.ESTALE, os.open, f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC)
+        os.close(fd)
+
+    def shape():
+        return os.getxattr(point / "x", "user.sharr.shape").decode()
+
+    fail_to_open()
+    assert os.stat(point / "x").st_size == len(npy(A))
+    assert shape() == str(A.shape)
+    fail_to_open()
+    assert len(os.listxattr(point / "x")) > 5
+    fail_to_open()
+    os.utime(point / "x", (1, 2))
+    assert os.stat(behind / "x").st_mtime == os.stat(point / "x").st_mtime == 2
+    fail_to_open()
+    assert (point / "x").read_bytes() == npy(A)
+    fail_to_open()
+    fails(errno.EPERM, os.truncate, point / "x", 0)
+    fail_to_open()
+    fail_to_open(npy(B))  # once more
+    assert shape() == str(B.shape)
+    fail_to_open()
+    os.replace(point / "x", point / "y")
+    fails(errno.ENOENT, os.stat, point / "x")
+    assert (behind / "y").read_bytes() == npy(A)
+    fail_to_open()
+    os.unlink(behind / "x")
+    wait_until(lambda: not (point / "x").exists(), "x to be gone")
+    fail_to_open()
+    with open(point / "x", "wb") as file:  # at last
+        file.write(npy(B))
+    assert (behind / "x").read_bytes() == npy(B)
+    assert sorted(os.listdir(behind)) == ["x", "y"]
+
+
 def test_a_size_is_for_good(space, mode):
     uri, behind, point = space
     (point / "x").write_bytes(npy(A))
