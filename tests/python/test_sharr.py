@@ -134,6 +134,7 @@ def test_any_npy_file_attaches(tmp_path, version):
 
 def test_numpys_own_collection(name):
     formats = pytest.importorskip("numpy.lib.tests.test_format")
+    made = []
     for number, original in enumerate([*formats.basic_arrays, *formats.record_arrays]):
         one = f"{name}-{number}"
         if original.dtype.hasobject:
@@ -143,19 +144,21 @@ def test_numpys_own_collection(name):
         fortran = original.flags.f_contiguous and not original.flags.c_contiguous
         a = sharr.create(one, original.shape, original.dtype, order="F" if fortran else "C")
         a[...] = original
-        (SHM / f"{name}-expected").write_bytes(b"")
-        np.save(SHM / f"{name}-expected.npy", original)
-        assert "same" in python(
-            """
-            import sys, numpy as np, sharr
-            a, b = sharr.attach(sys.argv[1], "r"), np.load(sys.argv[2])
-            assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-            assert a.flags.f_contiguous == b.flags.f_contiguous
-            print("same")
-            """,
-            one, SHM / f"{name}-expected.npy",
-        )  # fmt: skip
+        np.save(SHM / f"{one}-expected.npy", original)
         assert np.load(SHM / one).tobytes() == original.tobytes()
+        made.append(one)
+    same = python(
+        """
+        import sys, numpy as np, sharr
+        for one in sys.argv[2:]:
+            a, b = sharr.attach(one, "r"), np.load(f"{sys.argv[1]}/{one}-expected.npy")
+            assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes(), one
+            assert a.flags.f_contiguous == b.flags.f_contiguous, one
+            print("same")
+        """,
+        SHM, *made,
+    )  # fmt: skip
+    assert same.split() == ["same"] * len(made)
 
 
 # Modes, exist_ok, reserve
