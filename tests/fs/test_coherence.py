@@ -384,9 +384,10 @@ def test_names_that_are_gone_take_no_memory(space, life):
             life(uri, behind, point, f"{number}-{i}")
         return int(re.search(r"RssAnon:\s*(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
 
-    memory = [turn(number) for number in range(5)]
+    memory = [turn(number) for number in range(6)]
     if "SHARR_SHARRFS" not in os.environ:  # a sanitizer keeps what was freed
-        assert memory[-1] < memory[2] + 600, memory  # 1200 more if each took 400 bytes
+        # 400 more each time if each took 400 bytes; threads that come now and then take some, too.
+        assert min(b - a for a, b in zip(memory[1:], memory[2:])) < 200, memory
 
 
 def test_what_is_opened_is_what_is_told_of_it(space):
