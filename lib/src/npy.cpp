@@ -116,7 +116,10 @@ Info parse_header(std::string_view head) {
   return info;
 }
 
-std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {
+namespace {
+
+// As format_header().
+std::string format(const Dtype& dtype, const Shape& shape, Order order) {
   const std::string text = "{'descr': " + dtype.literal() +
                            ", 'fortran_order': " + (order == Order::fortran ? "True" : "False") +
                            ", 'shape': " + shape_text(shape) + ", }";
@@ -145,6 +148,28 @@ std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {
   header += body;
   header.resize(size, ' ');
   header.back() = '\n';
+  return header;
+}
+
+}  // namespace
+
+std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {
+  // As for parse_header(): the last one made, as likely the next.
+  thread_local struct {
+    std::optional<Dtype> dtype;
+    Shape shape;
+    Order order;
+    std::string header;
+  } last;
+  if (last.dtype == dtype && last.shape == shape && last.order == order) return last.header;
+  std::string header = format(dtype, shape, order);
+  if (header.size() <= alignment) {
+    last.dtype.reset();  // until all are there
+    last.shape = shape;
+    last.order = order;
+    last.header = header;
+    last.dtype = dtype;
+  }
   return header;
 }
 
