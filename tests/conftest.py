@@ -81,6 +81,27 @@ def in_small_shm(size, code, *args):
     )  # fmt: skip
 
 
+def traced(warm, code, *args):
+    """The system calls that code makes when everything has been loaded that warm needs."""
+    program = f"import os, sys, numpy, sharr\n{warm}\nos.write(2, b'MARK')\n{code}\nos.write(2, b'MARK')"
+    done = subprocess.run(
+        ["strace", "-qq", PYTHON, "-c", program, *args], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stderr.split('"MARK"')[1].splitlines()[1:-1]
+    return [line.removeprefix("MARK").split("(")[0] for line in lines]
+
+
+def tracing_works():
+    try:
+        return subprocess.run(["strace", "-qq", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_strace = pytest.mark.skipif(not tracing_works(), reason="needs strace and ptrace")
+
+
 def wait_until(condition, what):
     """Poll for something another process does; a deadlock, not slowness, makes it fail."""
     deadline = time.monotonic() + 60

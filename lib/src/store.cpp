@@ -11,7 +11,9 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "access.hpp"
@@ -65,15 +67,26 @@ bool same_file(const struct stat& a, const struct stat& b) {
          a.st_ctim.tv_nsec == b.st_ctim.tv_nsec;
 }
 
+// How often to look until a mount and what is behind it say the same, as they do but for a moment:
+// a write(2) in between changes the time of the one or the other, a new array of that name all, and
+// of a change beside the mount the kernel hears milliseconds later.
+constexpr int most_looks = 40;
+
+// Before each of them.
+void wait_for_mount(int looks) {
+  constexpr int at_once = 10;
+  if (looks >= at_once) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 // Replaces a file on a sharrfs mount by the object behind it, where that can be reached. Whatever
 // stands in the way, the file on the mount serves too.
 void look_behind_mount(const Name& name, FileDescriptor& fd, detail::Stat& stat, int flags) {
   std::array<char, PATH_MAX + 16> uri;
   const ssize_t length = fgetxattr(fd.get(), uri_attribute, uri.data(), uri.size());
   if (length <= 0 || !trusted_mount(stat.st)) return;
-  // A write(2) in between changes the time of the one or the other, a new array of that name all.
   int missing = 0;
-  for (int tries = 0; tries < 100; ++tries) {
+  for (int looks = 0; looks < most_looks; ++looks) {
+    wait_for_mount(looks);
     try {
       const Name other(std::string_view(uri.data(), static_cast<std::size_t>(length)));
       FileDescriptor behind = detail::open_file(other, flags);
@@ -88,7 +101,7 @@ void look_behind_mount(const Name& name, FileDescriptor& fd, detail::Stat& stat,
       if (++missing == 5) return;  // out of reach, as in another container
     }
     fd = detail::open_file(name, flags);  // which may say that the name is gone
-    stat = detail::stat_file(fd.get(), name.given());
+    stat = detail::stat_file(fd.get(), name.given(), AT_STATX_FORCE_SYNC);
   }
 }
 
@@ -101,16 +114,15 @@ Name behind_mount(const Name& name) {
   if (name.shm()) return name;
   const std::size_t leaf = name.path().rfind('/') + 1;
   const std::string directory = leaf == 0 ? "." : name.path().substr(0, leaf);
-  for (int tries = 0; tries < 100; ++tries) {
-    struct stat st;
-    if (stat(directory.c_str(), &st) != 0 || major(st.st_dev) != 0 ||
-        st.st_blksize != mount_block_size) {
-      return name;
-    }
-    std::array<char, PATH_MAX + 16> uri;
-    const ssize_t length = getxattr(directory.c_str(), uri_attribute, uri.data(), uri.size());
-    if (length <= 0 || !trusted_mount(st)) return name;
+  for (int looks = 0; looks < most_looks; ++looks) {
+    wait_for_mount(looks);
     try {
+      // What the kernel remembers may be older than what this process has just made there.
+      const struct stat st = stat_at(AT_FDCWD, directory, AT_STATX_FORCE_SYNC, name.given()).st;
+      if (major(st.st_dev) != 0 || st.st_blksize != mount_block_size) return name;
+      std::array<char, PATH_MAX + 16> uri;
+      const ssize_t length = getxattr(directory.c_str(), uri_attribute, uri.data(), uri.size());
+      if (length <= 0 || !trusted_mount(st)) return name;
       const Name other = Name::directory({uri.data(), static_cast<std::size_t>(length)});
       const FileDescriptor behind = open_directory(other);
       struct stat found;

@@ -91,13 +91,11 @@ FileDescriptor open_file(const Name& name, int flags) {
   return fd;
 }
 
-Stat stat_file(int fd, std::string_view name) {
+Stat stat_at(int dirfd, const std::string& path, int flags, std::string_view name) {
   struct statx stx;
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &stx) != 0) {
+  if (statx(dirfd, path.c_str(), flags, STATX_BASIC_STATS | STATX_BTIME, &stx) != 0) {
     throw Error(errno, name);
   }
-  if (S_ISDIR(stx.stx_mode)) throw Error(EISDIR, name);
-  if (!S_ISREG(stx.stx_mode)) throw FormatError(name, "not an array: not a regular file");
   Stat result{};
   result.st.st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
   result.st.st_ino = stx.stx_ino;
@@ -110,6 +108,13 @@ Stat stat_file(int fd, std::string_view name) {
   if ((stx.stx_mask & STATX_BTIME) != 0) {
     result.identity.birth = stx.stx_btime.tv_sec * 1'000'000'000 + stx.stx_btime.tv_nsec;
   }
+  return result;
+}
+
+Stat stat_file(int fd, std::string_view name, int flags) {
+  const Stat result = stat_at(fd, "", flags | AT_EMPTY_PATH, name);
+  if (S_ISDIR(result.st.st_mode)) throw Error(EISDIR, name);
+  if (!S_ISREG(result.st.st_mode)) throw FormatError(name, "not an array: not a regular file");
   return result;
 }
 

@@ -24,13 +24,14 @@ constexpr std::string_view shm_directory = "/dev/shm";
 // Throws Error, FormatError when it is a socket.
 FileDescriptor open_file(const Name& name, int flags);
 
-// What statx(2) says of a regular file; of st what the library looks at. Throws Error, FormatError
-// when it is something else.
+// What statx(2) says; of st what the library looks at. Throws Error.
 struct Stat {
   struct stat st;
   Identity identity;
 };
-Stat stat_file(int fd, std::string_view name);
+Stat stat_at(int dirfd, const std::string& path, int flags, std::string_view name);
+// Of a regular file that is open, with the same flags. FormatError when it is something else.
+Stat stat_file(int fd, std::string_view name, int flags = 0);
 
 // Where a name lives, for calls that end in "at": a flat name and a path are as good as a path
 // gets, a name in a namespace needs its directory opened first, so that no symbolic link is

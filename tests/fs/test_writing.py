@@ -17,7 +17,9 @@ import threading
 import numpy as np
 import pytest
 import sharr
-from conftest import PYTHON, SHM, needs_root, python, sharrfs_binary, wait_until
+from conftest import (
+    PYTHON, SHM, needs_root, needs_strace, python, sharrfs_binary, traced, wait_until,
+)  # fmt: skip
 from mounts import (  # the fixtures come by import
     DIRECT, NATIVE, daemons, fails, mode, mounting, needs_fuse, space,
 )  # fmt: skip
@@ -681,8 +683,7 @@ def test_an_open_that_has_failed_is_in_nobodys_way(space, mode):
     assert (point / "x").read_bytes() == npy(A)
     fail_to_open()
     fails(errno.EPERM, os.truncate, point / "x", 0)
-    fail_to_open()
-    fail_to_open(npy(B))  # once more
+    fail_to_open(npy(B))
     assert shape() == str(B.shape)
     fail_to_open()
     os.replace(point / "x", point / "y")
@@ -916,6 +917,16 @@ def test_the_log_says_why(name, tmp_path, mode):
         daemon.terminate()
         assert daemon.wait(30) == 0
         daemon.stderr.close()
+
+
+@needs_strace
+def test_the_library_finds_what_is_behind_at_once(space):
+    """What the kernel remembers of the directory is older than the array before."""
+    uri, behind, point = space
+    calls = traced("", "for i in range(20): sharr.create(f'{sys.argv[1]}/{i}', 3)", point)
+    assert calls.count("getxattr") == 20 and len(os.listdir(behind)) == 20
+    calls = traced("", "for i in range(20): sharr.attach(f'{sys.argv[1]}/{i}')[:] = i", point)
+    assert calls.count("fgetxattr") == 20
 
 
 def test_the_library_creates_by_the_mounts_path(space):
