@@ -242,6 +242,7 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
 }
 
 FileDescriptor FileSystem::open_directory(const NodePtr& node) {
+  if (FileDescriptor fd = held(node)) return fd;
   FileDescriptor from;
   std::string path;
   {
@@ -252,7 +253,6 @@ FileDescriptor FileSystem::open_directory(const NodePtr& node) {
     }
     from = FileDescriptor(fcntl(above->fd.get(), F_DUPFD_CLOEXEC, 0));
     if (!from) fail(errno);
-    if (above == node.get()) return from;
     path = path_from(*above, *node);
   }
   FileDescriptor fd = sharr::open_beneath(from.get(), path, O_PATH | O_DIRECTORY);

@@ -324,11 +324,17 @@ def put_all(where, arrays):
     """
     new = _core.NewNamespace(where)
     made = {}
-    for key, value in arrays.items():
-        source = _source(value)
-        made[key] = new.add(key, source.shape, source.dtype, _order(source))
-        _fill(made[key], source)
-    new.publish()
+    try:
+        for key, value in arrays.items():
+            source = _source(value)
+            made[key] = new.add(key, source.shape, source.dtype, _order(source))
+            _fill(made[key], source)
+        new.publish()
+    except BaseException:
+        # Whoever keeps the error keeps this frame, but is to keep no memory by that.
+        del new
+        made.clear()
+        raise
     return made
 
 

@@ -116,8 +116,11 @@ class Array(np.ndarray):
         if mapping is None or mapping._mode == "c":
             return np.asarray(self).__reduce_ex__(protocol)
         dtype = self.dtype
-        if dtype.names is None and dtype.metadata is None and np.dtype(dtype.str) == dtype:
-            dtype = dtype.str  # a fifth of the size
+        if dtype.metadata is None:
+            if dtype.names is None and np.dtype(dtype.str) == dtype:
+                dtype = dtype.str  # a fifth of the size
+            elif dtype == mapping._dtype and not dtype.isalignedstruct:
+                dtype = None  # the array's own
         offset = self.__array_interface__["data"][0] - mapping.addr if self.size else 0
         reference = (
             type(self), mapping._uri, mapping._identity, mapping._mode, dtype,
@@ -152,12 +155,14 @@ def _load(cls, name, identity, mode, dtype, shape, strides, offset, writeable):
     try:
         if not (isinstance(cls, type) and issubclass(cls, Array)):
             raise TypeError("not a class of sharr arrays")
+        if dtype is not None:
+            dtype = np.dtype(dtype)
         return _core.load(
-            cls, name, identity, mode, np.dtype(dtype), shape, strides, offset, bool(writeable)
+            cls, name, identity, mode, dtype, shape, strides, offset, bool(writeable)
         )
     except OSError as error:
         raise UnpicklingError(error.errno, error.strerror, error.filename) from None
-    except (TypeError, ValueError, RuntimeError, SyntaxError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError, SyntaxError) as error:
         raise UnpicklingError(errno.EINVAL, "damaged or forged reference", name) from error
 
 

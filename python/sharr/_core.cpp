@@ -300,9 +300,8 @@ bool is_ndarray(const PyObject* object) {
 }
 
 // The object that has the mapping that an array or a view of it stands on; null for memory that is
-// not ours. Each
-// object on the way is held by the one before, so what comes last lives as long as the array. Bases
-// of other types than these could be anything, new at each look or in a circle.
+// not ours. Each object on the way is held by the one before, so what comes last lives as long as
+// the array. Bases of other types than these could be anything, new at each look or in a circle.
 PyObject* mapping_of(PyObject* array) {
   static PyObject* const dummy = py::object(py::module_::import("numpy.lib.stride_tricks")
                                                 .attr("as_strided")(py::array(py::dtype("V0"), 0))
@@ -602,15 +601,23 @@ py::list attach_all(const py::object& where, const py::object& mode) {
   return result;
 }
 
-// What a file can be overwritten with in place, so that a view of it means something else.
+// What a file can be overwritten with in place, so that a view of it means something else. Of many
+// fields a sum will do: 64-bit FNV-1a, the same everywhere.
 std::string layout(const sharr::Info& info) {
-  return info.dtype.descr() + " " + sharr::shape_text(info.shape) + " " +
-         static_cast<char>(info.order) + " at " + std::to_string(info.offset);
+  std::string dtype = info.dtype.descr();
+  if (info.dtype.structured()) {
+    std::uint64_t sum = 0xCBF29CE484222325U;
+    for (const char c : dtype) sum = (sum ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
+    dtype = "V" + std::to_string(info.dtype.itemsize()) + "#" + std::to_string(sum);
+  }
+  return dtype + " " + sharr::shape_text(info.shape) + " " + static_cast<char>(info.order) +
+         " at " + std::to_string(info.offset);
 }
 
-// What Array.__reduce_ex__ has written, which anybody may have forged.
+// What Array.__reduce_ex__ has written, which anybody may have forged. given: None for the array's
+// own dtype.
 py::array load(const py::object& type, const py::object& name, const py::object& identity,
-               const py::object& mode, const py::dtype& dtype,
+               const py::object& mode, const py::object& given,
                const std::vector<py::ssize_t>& shape, const std::vector<py::ssize_t>& strides,
                py::ssize_t offset, bool writeable) {
   const sharr::Name parsed = name_of(name);
@@ -645,6 +652,7 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   const auto refuse = [&](const char* what) {
     throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
   };
+  const py::dtype dtype = given.is_none() ? numpy_dtype(array.info().dtype) : py::dtype(given);
   if (dtype.attr("hasobject").cast<bool>()) refuse("of Python objects");
   if (shape.size() != strides.size()) refuse("with other strides than extents");
   // No overflow: neither end ever goes beyond the array.
@@ -766,6 +774,9 @@ void define_mapping(const py::module_& module) {
       B::attribute<[](const Mapping& self) -> py::object {
         return py::int_(self.array().info().offset);
       }>("_offset"),
+      B::attribute<[](const Mapping& self) -> py::object {
+        return numpy_dtype(self.array().info().dtype);
+      }>("_dtype"),
       B::attribute<&mode_text>("_mode"),
       B::attribute<[](const Mapping& self) -> py::object { return py::bool_(self.built()); }>(
           "_built"),

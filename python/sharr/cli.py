@@ -1053,7 +1053,8 @@ def json_elements(array):
     if dtype.kind == "M" and np.datetime_data(dtype)[0] != "generic":
         return np.datetime_as_string(array).tolist()
     if dtype.kind in "Mm":
-        return array.astype("i8").tolist()
+        counts = array.astype("i8")
+        return np.where(np.isnat(array), np.array("NaT", "O"), counts).tolist()
     if dtype.kind == "S":
         return nested(array.tolist(), lambda text: text.decode("utf8", "backslashreplace"))
     if dtype.kind == "V":

@@ -743,6 +743,8 @@ def test_show_json(name):
     assert data(np.array([b"a\xff", b""]))[2] == ["a\\xff", ""]
     assert data(np.array(["é\n"]))[2] == ["é\n"]
     assert data(np.array(["2020-01-02", "NaT"], "M8[D]"))[2] == ["2020-01-02", "NaT"]
+    assert data(np.array([[5, "NaT"]], "m8[ns]"))[2] == [[5, "NaT"]]
+    assert data(np.array("NaT", "m8"))[2] == "NaT"
     assert data(np.array([5], "m8[s]")) == ("timedelta64[s]", [1], [5])
     assert data(np.frombuffer(b"ab", "V2"))[2] == ["6162"]
     assert data(np.array([(1, [2.5, np.nan])], [("x", "u1"), ("y", "f8", 2)]))[2] == [

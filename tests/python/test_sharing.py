@@ -257,6 +257,30 @@ def test_every_dtype_by_reference(name, dtype):
 def test_the_size_of_a_pickle_does_not_grow(name):
     sizes = {len(pickle.dumps(sharr.create(f"{name}-{n}", n))) for n in (1, 1000, 1 << 20)}
     assert max(sizes) < 300 and max(sizes) - min(sizes) < 16
+    a = sharr.create(f"{name}-wide", 9, [(f"column_{i}", "f8") for i in range(300)])
+    for view in (a, a[2:], a["column_7"], a[::-1]["column_299"]):
+        data = pickle.dumps(view)
+        assert len(data) < 350
+        other = pickle.loads(data)
+        assert other.dtype == view.dtype and other.strides == view.strides
+        other[1] = 5
+        assert view.tolist() == other.tolist()
+
+
+def test_a_record_overwritten_by_another_of_its_size(name):
+    a = sharr.create(name, 9, [("x", "f8"), ("y", "i8")])
+    data = pickle.dumps(a), pickle.dumps(a["x"])
+    other = np.zeros(9, [("x", "i8"), ("y", "f8")])
+    with open(SHM / name, "r+b") as file:  # the same object
+        header = file.read(4096)
+        for was, now in ((b"<f8", b"?"), (b"<i8", b"<f8"), (b"?", b"<i8")):
+            header = header.replace(was, now)
+        file.seek(0)
+        file.write(header)
+    assert sharr.attach(name).dtype == other.dtype
+    for one in data:
+        with pytest.raises(sharr.UnpicklingError, match="overwritten since"):
+            pickle.loads(one)
 
 
 def test_modes_by_reference(name):
@@ -331,11 +355,25 @@ def test_forged_pickles(name):
         {"shape": (0,), "strides": (8,), "offset": -1}, {"mode": "w+"}, {"mode": None},
         {"shape": (2**63,), "strides": (8,)}, {"shape": "ab"}, {"name": b"x"}, {"name": "no/../t"},
         {"identity": (1, 2)}, {"identity": None}, {"identity": (-1, 2**70, "")}, {"shape": 5},
-        {"shape": None}, {"offset": 2**70}, {"cls": dict}, {"cls": np.ndarray}, {"dtype": 7},
+        {"shape": None}, {"offset": 2**70}, {"offset": 2**70, "dtype": None}, {"dtype": None, "shape": (25,)}, {"cls": dict}, {"cls": np.ndarray}, {"dtype": 7},
     ):  # fmt: skip
         with pytest.raises(sharr.UnpicklingError):
             forged(**changed)
     assert forged(mode="r", w=True).flags.writeable is False
+
+
+def test_a_failed_put_all_keeps_no_memory(name):
+    """Whoever keeps the error, as an interactive Python does, keeps its frames."""
+
+    def mapped():
+        with open("/proc/self/maps") as file:
+            return sum("/dev/shm/" in line for line in file)
+
+    before = mapped()
+    with pytest.raises(TypeError) as error:
+        sharr.put_all(name, {"x": np.zeros(5000), "y": [object()]})
+    assert mapped() == before and error.traceback
+    assert not list(SHM.glob(f"{name}*"))
 
 
 def test_squeezed_it_is_passed_by_reference(name):

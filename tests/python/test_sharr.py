@@ -770,6 +770,8 @@ def test_stubs(tmp_path):
         "    where: str | None = filled.name\n"
         "p: sharr.Array = sharr.put('p', [[1, 2], [3, 4]], replace=True)\n"
         "p.flush()\n"
+        "p += 1\n"
+        "p @= [[0, 1], [1, 0]]\n"
         "w = sharr.wait('p', 1.5, 'r') + p\n"
         "total: int = sum(x.nbytes for x in sharr.put_all('ns', {'x': p, 'y': [1]}).values())\n"
         "names: list[str] = [*sharr.attach_all('ns', 'c')]\n"
