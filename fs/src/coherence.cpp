@@ -253,8 +253,10 @@ void FileSystem::read_directory(const NodePtr& node, Directory& directory) {
   const sharr::FileDescriptor fd = open_node(node, O_PATH | O_DIRECTORY, st);
   directory.changes = changes_of(node);
   directory.items.clear();
+  std::vector<sharr::Entry> entries = sharr::scan(fd.get(), prefix_of(node));
+  directory.items.reserve(entries.size() + 2);
   for (const char* name : {".", ".."}) directory.items.push_back({.name = name, .st = st});
-  for (sharr::Entry& entry : sharr::scan(fd.get(), prefix_of(node))) {
+  for (sharr::Entry& entry : entries) {
     directory.items.push_back({.name = std::move(entry.name), .st = entry.st});
   }
 }

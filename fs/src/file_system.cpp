@@ -696,7 +696,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
   // Counts as a look-up: on its way the kernel looks more than once, and forgets in between.
   ++draft->lookups;
   truncations_.insert_or_assign(
-      tid, Truncation{.old = node, .draft = draft, .since = std::chrono::steady_clock::now()});
+      tid, Truncation{.draft = draft, .since = std::chrono::steady_clock::now()});
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
@@ -715,14 +715,13 @@ std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& par
     const std::lock_guard lock(mutex_);
     const auto found = truncations_.find(tid);
     if (found == truncations_.end()) return {};
-    Truncation& truncation = found->second;
+    const Truncation& truncation = found->second;
     draft = truncation.draft;
     // By key, because the kernel may have forgotten the directory and looked it up anew.
     if (draft->parent->key != parent->key || draft->name != name || !draft->writing ||
         std::chrono::steady_clock::now() - truncation.since > longest_retry) {
       return {};
     }
-    truncation.looked_up = true;
   }
   const auto st = overwritten(draft);
   if (!st) return {};
@@ -730,19 +729,17 @@ std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& par
   return entry_of(draft, *st);
 }
 
-// The thread opens a node, or does what shows that it has given up; then node is null.
-FileSystem::Retry FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
+// The thread opens a node, or does what shows that it has given up; then node is null. Whether that
+// is the draft which was begun for it.
+bool FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
   const std::lock_guard lock(mutex_);
   const auto found = truncations_.find(tid);
-  if (found == truncations_.end()) return Retry::none;
+  if (found == truncations_.end()) return false;
   const Truncation truncation = found->second;
   truncations_.erase(found);
   if (truncation.draft != node) abandon(truncation.draft);
   drop(truncation.draft->id, 1);
-  if (truncation.draft == node) return Retry::draft;
-  // By no name, as through /proc/self/fd, the kernel does not look again.
-  const bool same = truncation.old == node && !truncation.looked_up && !node->handles.empty();
-  return same ? Retry::same : Retry::none;
+  return truncation.draft == node;
 }
 
 // Those that came to nothing because the thread has ended on the way. mutex_ is held.

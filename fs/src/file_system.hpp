@@ -72,7 +72,6 @@ class FileSystem {
   struct Node;
   struct Operations;
   struct Truncation;
-  enum class Retry { none, draft, same };
   class Unpublished;
   struct Writing;
   using NodePtr = std::shared_ptr<Node>;
@@ -180,7 +179,7 @@ class FileSystem {
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);
-  Retry end_overwriting(const NodePtr& node, pid_t tid);
+  bool end_overwriting(const NodePtr& node, pid_t tid);
   void purge_truncations();
   void abandon(const NodePtr& node);  // mutex_ is held
   void finish(const NodePtr& node, fuse_req_t request);

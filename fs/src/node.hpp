@@ -83,10 +83,8 @@ class FileSystem::Unpublished {
 
 // An open with O_TRUNC on its way through the kernel; see start_overwriting().
 struct FileSystem::Truncation {
-  NodePtr old;
   NodePtr draft;
   std::chrono::steady_clock::time_point since;
-  bool looked_up = false;
 };
 
 struct FileSystem::Node {

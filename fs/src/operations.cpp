@@ -187,13 +187,13 @@ struct FileSystem::Operations {
     FileSystem& fs = self_of(request);
     const NodePtr node = fs.find(id);
     const bool truncates = (file->flags & O_TRUNC) != 0;
-    const Retry retry = fs.end_overwriting(node, caller_of(request));
+    const bool begun = fs.end_overwriting(node, caller_of(request));
     if (const Unpublished draft = fs.unpublished(node)) {
       {
         // Whoever has it open may open it again, as by /dev/stdout. Nobody else comes here but a
         // thread whose open with O_TRUNC came to nothing, and who means what has the name.
         const std::lock_guard lock(fs.mutex_);
-        if (node->handles.empty() && (retry != Retry::draft || !truncates)) {
+        if (node->handles.empty() && (!begun || !truncates)) {
           fs.abandon(node);
           fail(ESTALE);
         }
@@ -201,7 +201,6 @@ struct FileSystem::Operations {
       if (truncates && ftruncate(draft->draft.fd(), 0) != 0) fail(errno);
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
     } else if (truncates) {
-      if (retry == Retry::same) fail(EPERM);
       fs.start_overwriting(node, request);
       fail(ESTALE);
     } else if ((file->flags & O_APPEND) != 0) {
@@ -215,7 +214,7 @@ struct FileSystem::Operations {
     };
     const Key before = key();
     auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
-    if (const AsCaller caller(request); caller.switched() && retry != Retry::draft) {
+    if (const AsCaller caller(request); caller.switched() && !begun) {
       // What has the name now may not be what the kernel has checked the caller's rights on.
       if (!reopen(opened->fd.get(), file->flags & O_ACCMODE)) {
         const int errnum = errno;
@@ -629,8 +628,15 @@ struct FileSystem::Operations {
         const std::lock_guard lock(fs.mutex_);
         ++from->changes;
         ++to->changes;
+        // The kernel moves what it has by the name, which another file may have taken since.
+        const std::vector<NodePtr> sources = fs.placed_at(*from, name);
+        const std::vector<NodePtr> targets = fs.placed_at(*to, new_name);
         fs.moved(source->st, to, new_name);
-        if (target && (flags & exchange) != 0) fs.moved(target->st, from, name);
+        for (const NodePtr& node : sources) fs.place(node, to, new_name);
+        if (target && (flags & exchange) != 0) {
+          fs.moved(target->st, from, name);
+          for (const NodePtr& node : targets) fs.place(node, from, name);
+        }
       }
       fuse_reply_err(request, 0);
     });

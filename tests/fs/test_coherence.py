@@ -415,6 +415,30 @@ def test_opened_is_what_has_the_name(space):
         fails(errno.ENOENT, os.open, point / "a", os.O_RDONLY)
 
 
+def test_what_was_renamed_is_what_has_the_new_name(space):
+    """Also when the file had taken the name of another beside the mount."""
+    uri, behind, point = space
+    for i in range(30):
+        for name, value in (("x", 1), ("y", 2), ("z", 3)):
+            sharr.put(f"{uri}/{name}", np.full(4, value))
+        os.stat(point / "x"), os.stat(point / "y")
+        os.rename(behind / "y", behind / "x")
+        assert np.load(point / "x")[0] == 2
+        wait_until(lambda: not (point / "y").exists(), "y to be gone")
+        if i % 2:
+            os.rename(point / "x", point / "c")
+            os.rename(behind / "z", behind / "x")
+        else:
+            exchange(point / "x", point / "z")
+            os.rename(point / "z", point / "c")
+        assert np.load(point / "c")[0] == 2
+        with open(point / "c", "r+b") as file:
+            file.seek(4096), file.write(np.int64(7))
+        assert sharr.attach(f"{uri}/c")[0] == 7
+        assert np.load(point / "x")[0] == 3
+        os.unlink(behind / "c"), os.unlink(behind / "x")
+
+
 def test_changes_through_the_mount_are_seen_at_once(space):
     uri, behind, point = space
     data = (np.arange(5), np.arange(7000))
