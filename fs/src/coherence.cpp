@@ -287,23 +287,14 @@ bool FileSystem::displaced(const NodePtr& node) {
   return key_of(st) != key;
 }
 
-bool FileSystem::insists(const NodePtr& node, pid_t tid) {
+bool FileSystem::insists(pid_t tid) {
   constexpr std::size_t most = 1024;  // of those that never come back
   if (tid == 0) return true;          // in a PID namespace out of sight
   const std::lock_guard lock(mutex_);
+  if (insisting_.erase(tid) > 0) return true;
   if (insisting_.size() >= most) insisting_.clear();
-  const auto [found, added] = insisting_.try_emplace(tid, node->id);
-  if (!added && found->second == node->id) {
-    insisting_.erase(found);
-    return true;
-  }
-  found->second = node->id;
+  insisting_.insert(tid);
   return false;
-}
-
-void FileSystem::looks_up(pid_t tid) {
-  const std::lock_guard lock(mutex_);
-  insisting_.erase(tid);
 }
 
 // The kernel makes names of a listing after it has taken the answer, and takes them for as new as

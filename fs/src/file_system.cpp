@@ -733,6 +733,7 @@ std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& par
 // is the draft which was begun for it.
 bool FileSystem::end_overwriting(const NodePtr& node, pid_t tid) {
   const std::lock_guard lock(mutex_);
+  if (!node) insisting_.erase(tid);
   const auto found = truncations_.find(tid);
   if (found == truncations_.end()) return false;
   const Truncation truncation = found->second;

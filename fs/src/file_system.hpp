@@ -149,10 +149,10 @@ class FileSystem {
   void forget_everything();
   // Whether another file, or none, has the name of a file that somebody has open. To open it by
   // that name is to open the other; by a descriptor, as through /proc/self/fd, it is not. Answered
-  // ESTALE, a thread looks the name up or, without one, insists.
+  // ESTALE, a thread looks the name up or, without one, insists. It does so once: a file that is
+  // displaced again had the name a moment ago.
   bool displaced(const NodePtr& node);
-  bool insists(const NodePtr& node, pid_t tid);
-  void looks_up(pid_t tid);
+  bool insists(pid_t tid);
   void listed(Directory& directory);  // mutex_ is held
   void taken(Directory& directory);
   void arrived(const NodePtr& directory, const std::string& name, std::set<NodePtr>& changed,
@@ -211,7 +211,7 @@ class FileSystem {
   std::deque<fuse_ino_t> retired_;  // have had a name
   std::size_t until_sweep_ = 0;     // how many more may come before the dead are let go
   std::map<pid_t, Truncation> truncations_;
-  std::map<pid_t, fuse_ino_t> insisting_;        // what threads were last refused by insists()
+  std::set<pid_t> insisting_;                    // the threads that insists() has refused
   std::unordered_map<int, fuse_ino_t> watched_;  // directories, by watch
   std::unordered_multimap<std::size_t, fuse_ino_t> places_;  // by hash of parent and name
   std::uint64_t epoch_ = 1;                                  // of the names that the kernel has

@@ -83,7 +83,6 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       const NodePtr directory = fs.find(parent);
-      fs.looks_up(caller_of(request));
       if (const auto draft = fs.enter_overwriting(directory, name, caller_of(request))) {
         return reply_entry(request, fs, *draft);
       }
@@ -205,7 +204,10 @@ struct FileSystem::Operations {
       fail(ESTALE);
     } else if ((file->flags & O_APPEND) != 0) {
       fail(EPERM);  // an array does not grow
-    } else if (fs.displaced(node) && !fs.insists(node, caller_of(request))) {
+    } else if (!fs.displaced(node)) {
+      const std::lock_guard lock(fs.mutex_);
+      fs.insisting_.erase(caller_of(request));
+    } else if (!fs.insists(caller_of(request))) {
       fail(ESTALE);  // by a name that the kernel remembers, it looks again
     }
     const auto key = [&] {

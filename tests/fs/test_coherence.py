@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import SHM, needs_root, sharrfs_binary, wait_until
+from conftest import PYTHON, SHM, needs_root, sharrfs_binary, wait_until
 from mounts import alone, daemons, fails, mounted, mounting, needs_fuse, unmount
 
 import sharr
@@ -413,6 +413,28 @@ def test_opened_is_what_has_the_name(space):
             os.close(again)
         os.unlink(f"{SHM}/{uri[6:]}/a")
         fails(errno.ENOENT, os.open, point / "a", os.O_RDONLY)
+
+
+def test_opens_never_fail_while_others_have_the_file_open(space):
+    uri, behind, point = space
+    reader = """
+import sys, numpy as np
+for _ in range(3000):
+    a = np.load(sys.argv[1])
+    assert (a == a[0]).all()
+"""
+    sharr.put(f"{uri}/a", np.full(8, 0))
+    readers = [
+        subprocess.Popen([PYTHON, "-c", reader, point / "a"], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    i = 0
+    while any(one.poll() is None for one in readers):
+        i += 1
+        sharr.put(f"{uri}/a", np.full(8, i), replace=True)
+        time.sleep(0.0005)
+    for one in readers:
+        assert one.communicate()[1] == "" and one.returncode == 0
 
 
 def test_what_was_renamed_is_what_has_the_new_name(space):
