@@ -459,6 +459,7 @@ def test_what_was_renamed_is_what_has_the_new_name(space):
         assert sharr.attach(f"{uri}/c")[0] == 7
         assert np.load(point / "x")[0] == 3
         os.unlink(behind / "c"), os.unlink(behind / "x")
+        wait_until(lambda: not any((point / n).exists() for n in "cxz"), "all to be gone")
 
 
 def test_changes_through_the_mount_are_seen_at_once(space):
