@@ -409,7 +409,9 @@ std::pair<FileSystem::NodePtr, bool> FileSystem::node_of(const struct stat& st) 
   return {std::move(node), true};
 }
 
-void FileSystem::moved(const struct stat& st, const NodePtr& parent, const std::string& name) {
+void FileSystem::moved(const std::vector<NodePtr>& nodes, const struct stat& st,
+                       const NodePtr& parent, const std::string& name) {
+  for (const NodePtr& node : nodes) place(node, parent, name);
   const auto known = ids_.find(key_of(st));
   if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
   place(nodes_.at(known->second), parent, name);

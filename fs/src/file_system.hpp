@@ -114,7 +114,10 @@ class FileSystem {
   void erase(const NodePtr& node);                // as well: to the kernel it is stale
   bool erasable(const Node& node) const;          // as well
   void retire(const NodePtr& node);               // as well
-  void moved(const struct stat& st, const NodePtr& parent, const std::string& name);  // as well
+  // As well. nodes: those placed where the file was, which the kernel moves, whoever has taken the
+  // name since.
+  void moved(const std::vector<NodePtr>& nodes, const struct stat& st, const NodePtr& parent,
+             const std::string& name);
 
   // What the kernel remembers; coherence.cpp. Those in this block are called with mutex_ held.
   static bool written(

@@ -630,15 +630,10 @@ struct FileSystem::Operations {
         const std::lock_guard lock(fs.mutex_);
         ++from->changes;
         ++to->changes;
-        // The kernel moves what it has by the name, which another file may have taken since.
         const std::vector<NodePtr> sources = fs.placed_at(*from, name);
         const std::vector<NodePtr> targets = fs.placed_at(*to, new_name);
-        fs.moved(source->st, to, new_name);
-        for (const NodePtr& node : sources) fs.place(node, to, new_name);
-        if (target && (flags & exchange) != 0) {
-          fs.moved(target->st, from, name);
-          for (const NodePtr& node : targets) fs.place(node, from, name);
-        }
+        fs.moved(sources, source->st, to, new_name);
+        if (target && (flags & exchange) != 0) fs.moved(targets, target->st, from, name);
       }
       fuse_reply_err(request, 0);
     });

@@ -155,8 +155,6 @@ def _load(cls, name, identity, mode, dtype, shape, strides, offset, writeable):
     try:
         if not (isinstance(cls, type) and issubclass(cls, Array)):
             raise TypeError("not a class of sharr arrays")
-        if dtype is not None:
-            dtype = np.dtype(dtype)
         return _core.load(
             cls, name, identity, mode, dtype, shape, strides, offset, bool(writeable)
         )

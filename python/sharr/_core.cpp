@@ -652,7 +652,8 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   const auto refuse = [&](const char* what) {
     throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
   };
-  const py::dtype dtype = given.is_none() ? numpy_dtype(array.info().dtype) : py::dtype(given);
+  const py::dtype dtype =
+      given.is_none() ? numpy_dtype(array.info().dtype) : py::dtype::from_args(given);
   if (dtype.attr("hasobject").cast<bool>()) refuse("of Python objects");
   if (shape.size() != strides.size()) refuse("with other strides than extents");
   // No overflow: neither end ever goes beyond the array.

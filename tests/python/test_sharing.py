@@ -355,7 +355,8 @@ def test_forged_pickles(name):
         {"shape": (0,), "strides": (8,), "offset": -1}, {"mode": "w+"}, {"mode": None},
         {"shape": (2**63,), "strides": (8,)}, {"shape": "ab"}, {"name": b"x"}, {"name": "no/../t"},
         {"identity": (1, 2)}, {"identity": None}, {"identity": (-1, 2**70, "")}, {"shape": 5},
-        {"shape": None}, {"offset": 2**70}, {"offset": 2**70, "dtype": None}, {"dtype": None, "shape": (25,)}, {"cls": dict}, {"cls": np.ndarray}, {"dtype": 7},
+        {"shape": None}, {"offset": 2**70}, {"offset": 2**70, "dtype": None},
+        {"dtype": None, "shape": (25,)}, {"cls": dict}, {"cls": np.ndarray}, {"dtype": 7},
     ):  # fmt: skip
         with pytest.raises(sharr.UnpicklingError):
             forged(**changed)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import sharr
 from conftest import (
-    PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, needs_strace, python, traced, wait_until,
+    PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, needs_strace, python, traced,
+    wait_until,
 )  # fmt: skip
 
 DTYPES = [
