@@ -228,11 +228,13 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
   const int errnum = errno;
   if (fd) st = stat_of(fd.get());
   const std::lock_guard lock(mutex_);
-  if (fd && key_of(st) == node->key) return fd;
-  if (node->handles.empty()) {
+  const bool same = fd && key_of(st) == node->key;
+  if (same || node->handles.empty()) {
     if (!fd) fail(errnum);
     if (!S_ISREG(st.st_mode)) fail(ESTALE);
     bind(*node, key_of(st));
+    // It may have been retired while the name was away.
+    if (!node->placed && nodes_.contains(node->id)) place(node, parent, name);
     return fd;
   }
   fd = reopen(node->handles.front()->fd.get(), flags);
