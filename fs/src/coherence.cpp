@@ -252,13 +252,25 @@ void FileSystem::read_directory(const NodePtr& node, Directory& directory) {
   struct stat st;
   const sharr::FileDescriptor fd = open_node(node, O_PATH | O_DIRECTORY, st);
   directory.changes = changes_of(node);
-  directory.items.clear();
-  std::vector<sharr::Entry> entries = sharr::scan(fd.get(), prefix_of(node));
-  directory.items.reserve(entries.size() + 2);
-  for (const char* name : {".", ".."}) directory.items.push_back({.name = name, .st = st});
-  for (sharr::Entry& entry : entries) {
-    directory.items.push_back({.name = std::move(entry.name), .st = entry.st});
+  directory.items.reset();
+  auto items = std::make_shared<Directory::Items>();
+  {
+    std::vector<sharr::Entry> entries = sharr::scan(fd.get(), prefix_of(node));
+    items->reserve(entries.size() + 2);
+    for (const char* name : {".", ".."}) items->push_back({.name = name, .st = st});
+    for (sharr::Entry& entry : entries) {
+      items->push_back({.name = std::move(entry.name), .st = entry.st});
+    }
   }
+  // Some megabytes for 10,000 arrays, so one for all who read the same.
+  {
+    const std::lock_guard lock(mutex_);
+    directory.items = node->listing.lock();
+  }
+  if (directory.items && *directory.items == *items) return;
+  directory.items = std::move(items);
+  const std::lock_guard lock(mutex_);
+  node->listing = directory.items;
 }
 
 void FileSystem::forget_everything() {

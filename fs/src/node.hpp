@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <mutex>
 
 #include "file_system.hpp"
@@ -37,10 +38,15 @@ struct FileSystem::Directory {
   struct Item {
     std::string name;
     struct stat st;
+
+    bool operator==(const Item& other) const {
+      return name == other.name && std::memcmp(&st, &other.st, sizeof(st)) == 0;
+    }
   };
-  std::vector<Item> items;
-  std::uint64_t changes = 0;  // before that
-  bool in_kernel = false;     // entries are on their way to names there
+  using Items = std::vector<Item>;
+  std::shared_ptr<const Items> items;  // of all who read the same
+  std::uint64_t changes = 0;           // before that
+  bool in_kernel = false;              // entries are on their way to names there
 };
 
 // An array that is being written.
@@ -101,6 +107,7 @@ struct FileSystem::Node {
   std::uint64_t epoch = 0;    // when the kernel was last told to remember its name
   int watch = -1;             // of a directory
   std::uint64_t changes = 0;  // in it
+  std::weak_ptr<const Directory::Items> listing;  // the last that was read
   WritingPtr writing;
   // While it is open: one backing id for all, because the kernel has room for one.
   std::vector<Handle*> handles;

@@ -499,8 +499,9 @@ struct FileSystem::Operations {
       std::unique_lock lock(fs.mutex_, std::defer_lock);
       if (plus) lock.lock();
       plus = plus && fs.holds(directory.changes, *node);
-      for (auto i = static_cast<size_t>(offset); i < directory.items.size(); ++i) {
-        const auto& [name, st] = directory.items[i];
+      const size_t count = directory.items ? directory.items->size() : 0;
+      for (auto i = static_cast<size_t>(offset); i < count; ++i) {
+        const auto& [name, st] = (*directory.items)[i];
         char* const at = buffer.data() + used;
         const size_t left = size - used;
         const auto next = static_cast<off_t>(i + 1);

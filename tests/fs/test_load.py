@@ -105,6 +105,21 @@ def resident(pid):
     return int(status["VmRSS"].split()[0])
 
 
+def test_listings_in_progress_share_memory(space):
+    """A program that stops in the middle of a directory, and twenty of them."""
+    uri, _, point = space
+    for i in range(10_000):
+        sharr.create(f"{uri}/many/{i:0100}", 1, "u1")
+    (pid,) = daemons(point)
+    os.listdir(point / "many")
+    memory = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            next(stack.enter_context(os.scandir(point / "many")))
+            memory.append(resident(pid))
+    assert memory[-1] < memory[3] + 6000, memory
+
+
 def run(uri, behind, point, seed):
     workers = [
         subprocess.Popen(
