@@ -117,7 +117,8 @@ def test_listings_in_progress_share_memory(space):
         for _ in range(20):
             next(stack.enter_context(os.scandir(point / "many")))
             memory.append(resident(pid))
-    assert memory[-1] < memory[3] + 6000, memory
+    if "SHARR_SHARRFS" not in os.environ:  # a sanitizer keeps what was freed
+        assert memory[-1] < memory[3] + 6000, memory
 
 
 def run(uri, behind, point, seed):
