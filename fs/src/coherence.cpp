@@ -61,8 +61,10 @@ struct Prune {
   std::uint64_t spare;
 };
 
-// Within this a FORGET has come, or somebody uses the inode.
-constexpr std::chrono::milliseconds patience{2};
+// Within this a FORGET has come, or somebody uses the inode. Whoever looks it up does so for a
+// moment only, so that the kernel is asked more than once.
+constexpr std::chrono::milliseconds patience{3};
+constexpr std::chrono::milliseconds again{1};
 
 // Whether all changes on the file system are made on this machine, past inotify.
 bool is_local(int fd) {
@@ -237,7 +239,13 @@ void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes, std::vector<
     };
     const bool in_use = std::ranges::any_of(
         nodes, [&](const NodePtr& node) { return remembered(*node) && !node->handles.empty(); });
-    if (prunes_ && !in_use) forgotten_.wait_for(lock, patience, forgotten);
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (prunes_ && !in_use && !forgotten_.wait_for(lock, again, forgotten) &&
+           std::chrono::steady_clock::now() < end) {
+      lock.unlock();
+      prune(also);
+      lock.lock();
+    }
     if (forgotten()) return;
   }
   expire_names();
