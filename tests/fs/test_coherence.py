@@ -251,13 +251,12 @@ def test_what_is_open_stays_what_it_is(space, monkeypatch):
     for one in "abcd":
         sharr.put(f"{uri}/{one}", np.arange(3))
     sharr.put(f"{uri}/here/x", np.arange(3))
-    monkeypatch.chdir(point / "here")
     lost = 0
     with contextlib.ExitStack() as stack:
 
         def opened():
             file = stack.enter_context(open(point / "a", "rb"))
-            os.chdir(point / "here")
+            monkeypatch.chdir(point / "here")
             return file
 
         file = opened()
