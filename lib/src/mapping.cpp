@@ -18,14 +18,26 @@ struct Key {
 };
 
 struct Hash {
+  std::size_t operator()(const Identity& identity) const noexcept {
+    return static_cast<std::size_t>(identity.inode) * 2 + static_cast<std::size_t>(identity.birth);
+  }
   std::size_t operator()(const Key& key) const noexcept {
-    const auto inode = static_cast<std::size_t>(key.identity.inode);
-    return inode * 2 + static_cast<std::size_t>(key.writable) +
-           static_cast<std::size_t>(key.identity.birth);
+    return (*this)(key.identity) + static_cast<std::size_t>(key.writable);
   }
 };
 
-// Guarded by memory_mutex(). Outlives whatever arrays are left when the process ends.
+struct File {
+  Info info;
+  timespec changed;  // its ctime
+};
+
+// Both guarded by memory_mutex().
+auto& files() {
+  static auto& files = *new std::unordered_map<Identity, File, Hash>;
+  return files;
+}
+
+// Outlives whatever arrays are left when the process ends.
 auto& mappings() {
   static auto& mappings = *new std::unordered_map<Key, std::weak_ptr<const Mapping>, Hash>;
   return mappings;
@@ -82,22 +94,25 @@ Mapping::~Mapping() {
   if (length_ > 0) munmap(base_, length_);
 }
 
-std::optional<Info> Mapping::info(const Stat& stat) const {
+std::optional<Info> known(const Stat& stat) {
   const std::lock_guard lock(memory_mutex());
-  const timespec& changed = stat.st.st_ctim;
-  if (!info_ || changed.tv_sec != changed_.tv_sec || changed.tv_nsec != changed_.tv_nsec ||
-      info_->offset + info_->nbytes > static_cast<std::uint64_t>(stat.st.st_size)) {
+  const auto found = files().find(stat.identity);
+  if (found == files().end()) return {};
+  const auto& [info, changed] = found->second;
+  if (!same(changed, stat.st.st_ctim) ||
+      info.offset + info.nbytes > static_cast<std::uint64_t>(stat.st.st_size)) {
     return {};
   }
-  return info_;
+  return info;
 }
 
-void Mapping::remember(const Info& info, const Stat& stat, const timespec& now) const {
+void remember(const Info& info, const Stat& stat, const timespec& now) {
+  if (stat.identity.birth == 0 || !settled(stat.st.st_ctim, now)) return;
   const std::lock_guard lock(memory_mutex());
-  info_.reset();
-  if (!settled(stat.st.st_ctim, now)) return;
-  info_ = info;
-  changed_ = stat.st.st_ctim;
+  // Some 300 bytes each; who goes through more than this comes to none again soon.
+  constexpr std::size_t most = 1000;
+  if (files().size() >= most) files().clear();
+  files().insert_or_assign(stat.identity, File{info, stat.st.st_ctim});
 }
 
 }  // namespace sharr::detail

@@ -1,4 +1,5 @@
-// Files in memory, one mapping for all arrays of this process that stand on the same object.
+// What this process keeps of objects: files in memory, one mapping for all arrays that stand on the
+// same one; and what a file was that has not changed since.
 #pragma once
 
 #include <cstddef>
@@ -28,12 +29,6 @@ class Mapping {
   std::byte* base() const noexcept { return base_; }
   std::size_t length() const noexcept { return length_; }  // 0 when there is nothing to map
 
-  // What the file is, when it is known to be unchanged since remember(), but for what was stored
-  // through mappings. stat: as it is now.
-  std::optional<Info> info(const Stat& stat) const;
-  // stat and now: of before info was read.
-  void remember(const Info& info, const Stat& stat, const timespec& now) const;
-
  private:
   Mapping(const Identity& identity, Mode mode) noexcept : identity_(identity), mode_(mode) {}
 
@@ -42,9 +37,12 @@ class Mapping {
   bool shared_ = false;
   std::byte* base_ = nullptr;
   std::size_t length_ = 0;
-  // Guarded by memory_mutex().
-  mutable std::optional<Info> info_;
-  mutable timespec changed_{};  // ctime of the file that info_ is of
 };
+
+// What a file is, when it is known to be unchanged since remember(), but for what was stored
+// through mappings. stat: as it is now.
+std::optional<Info> known(const Stat& stat);
+// stat and now: of before info was read.
+void remember(const Info& info, const Stat& stat, const timespec& now);
 
 }  // namespace sharr::detail

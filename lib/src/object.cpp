@@ -31,6 +31,8 @@
 namespace sharr {
 namespace {
 
+using detail::same;
+
 constexpr std::size_t page = 4096;
 
 // Fills buffer from offset on; less only at the end of the file.
@@ -96,10 +98,6 @@ Info read(int fd, std::uint64_t file_size, std::string_view uri) {
     if (auto info = detail::parse_trailer({tail.data(), size}, file_size)) return *std::move(info);
   }
   throw FormatError(uri, "not an array: neither an NPY file nor an object of SharedArray");
-}
-
-bool same(const timespec& a, const timespec& b) {
-  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
 // What a directory held when it was read last.

@@ -31,17 +31,16 @@ Array ArrayAccess::map(Info info, const Identity& identity, Mode mode, int fd,
 
 Array ArrayAccess::attach(int fd, const detail::Stat& stat, Mode mode, std::string_view name,
                           std::string uri) {
-  auto mapping = detail::Mapping::find(stat.identity, mode);
-  std::optional<Info> info;
-  if (mapping) info = mapping->info(stat);
+  std::optional<Info> info = detail::known(stat);
   if (!info) {
     timespec now{};
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     info = read_info(fd, stat.st, name);
-    if (!mapping || info->offset + info->nbytes > mapping->length()) {
-      mapping = detail::Mapping::make(fd, *info, stat.identity, mode, name);
-    }
-    mapping->remember(*info, stat, now);
+    detail::remember(*info, stat, now);
+  }
+  auto mapping = detail::Mapping::find(stat.identity, mode);
+  if (!mapping || info->offset + info->nbytes > mapping->length()) {
+    mapping = detail::Mapping::make(fd, *info, stat.identity, mode, name);
   }
   info->name = std::move(uri);
   return {*std::move(info), stat.identity, mode, std::move(mapping)};

@@ -65,8 +65,8 @@ class Permissions {
 
 // Throws Error; a namespace that is missing is ENOENT unless it is to be made.
 Place place_of(const Name& name, bool make_namespace = false);
-// Opens a directory below another one, "a/b", and makes what is missing of it, which goes to `made`.
-// Empty with errno set when that cannot be.
+// Opens a directory below another one, "a/b", and makes what is missing of it, which goes to
+// `made`. Empty with errno set when that cannot be.
 FileDescriptor make_directories(FileDescriptor directory, const std::string& path,
                                 std::vector<Place::Made>& made);
 // Removes the directories that were made for a place, as far as nobody has used them.
@@ -84,6 +84,10 @@ std::mutex& memory_mutex();
 // later than when the file was read (CLOCK_REALTIME_COARSE). The clock of files has ticks of up to
 // 10 ms.
 bool settled(const timespec& changed, const timespec& now) noexcept;
+
+inline bool same(const timespec& a, const timespec& b) noexcept {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
 
 // Whether an open(2) that failed with this says nothing of what was to be opened: descriptors or
 // memory have run out.

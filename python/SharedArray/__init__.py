@@ -29,6 +29,8 @@ def _names(name):
     name = str.__str__(name)
     if "\0" in name:
         raise ValueError("embedded null character")
+    if not name.startswith(("shm:///", "/")):
+        return name, name
     for scheme in ("shm://", ""):
         if name.startswith(scheme + "/"):
             below = name[len(scheme):].lstrip("/")
