@@ -84,6 +84,16 @@ std::shared_ptr<const Mapping> Mapping::find(const Identity& identity, Mode mode
   return found == mappings().end() ? nullptr : found->second.lock();
 }
 
+bool Mapping::exists(const Identity& identity) {
+  const std::lock_guard lock(memory_mutex());
+  return mappings().contains({identity, false}) || mappings().contains({identity, true});
+}
+
+bool Mapping::any() {
+  const std::lock_guard lock(memory_mutex());
+  return !mappings().empty();
+}
+
 Mapping::~Mapping() {
   if (shared_) {
     const std::lock_guard lock(memory_mutex());

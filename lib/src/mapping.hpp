@@ -21,6 +21,9 @@ class Mapping {
                                              Mode mode, std::string_view name);
   // The mapping of an object that the process has; none when there is none.
   static std::shared_ptr<const Mapping> find(const Identity& identity, Mode mode);
+  // Whether it has one of that object, or any at all.
+  static bool exists(const Identity& identity);
+  static bool any();
 
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;

@@ -226,9 +226,24 @@ Info info(const Name& name) {
   return info;
 }
 
+namespace {
+
+// Whether this process has the array that is there mapped: then there is no need to read it.
+bool mapped_here(const detail::Place& place, const Name& name) {
+  if (!detail::Mapping::any()) return false;
+  try {
+    return detail::Mapping::exists(
+        detail::stat_at(place.at(), place.file, AT_SYMLINK_NOFOLLOW, name.given()).identity);
+  } catch (const Error&) {
+    return false;  // which reading it explains better
+  }
+}
+
+}  // namespace
+
 void remove(const Name& name) {
-  open_array(name);
   const detail::Place place = detail::place_of(name);
+  if (!mapped_here(place, name)) open_array(name);
   if (unlinkat(place.at(), place.file.c_str(), 0) != 0) detail::throw_errno(name);
 }
 

@@ -148,6 +148,23 @@ TEST_F(Sharing, ArraysOfOneObjectShareAMapping) {
   EXPECT_EQ(other.as<double>()[1], 0);
 }
 
+TEST_F(Sharing, WhatIsNoArrayAnyMoreIsRemovedByWhoHasItMapped) {
+  for (const Mode mode : {Mode::read, Mode::read_write}) {
+    create(space_.uri("a"), {3}, f8);
+    std::optional<Array> array = attach(space_.uri("a"), mode);
+    std::ofstream(space_.path("a"), std::ios::in | std::ios::binary) << "no array";
+    EXPECT_EQ(errnum_of([&] { attach(space_.uri("a")); }), EINVAL);
+    std::filesystem::rename(space_.path("a"), space_.path("b"));
+    create(space_.uri("a"), {3}, f8);
+    remove(space_.uri("b"));
+    EXPECT_EQ(errnum_of([&] { remove(space_.uri("b")); }), ENOENT);
+    remove(space_.uri("a"));
+  }
+  const Array other = create(space_.uri("other"), {3}, f8);
+  std::ofstream(space_.path("a")) << "no array";
+  EXPECT_EQ(errnum_of([&] { remove(space_.uri("a")); }), EINVAL);
+}
+
 TEST_F(Sharing, WhatIsRememberedIsUsedForWhatTheFileIsNow) {
   const Name name = space_.uri("a");
   const auto overwrite = [&](const Shape& shape, const char* dtype) {

@@ -287,7 +287,8 @@ std::vector<Array> attach_all(const Name& directory, Mode mode = Mode::read_writ
 void rename(const Name& from, const Name& to, bool replace = false);
 
 // Removes the name. Attachments stay valid; the memory goes with the last of them.
-// Throws as attach does: what is no array is not removed.
+// Throws as attach does: what is no array is not removed, unless this process has mapped it when it
+// was one and still does.
 void remove(const Name& name);
 
 // Removes a namespace and all arrays in it; to others it is gone in one step. Throws Error
