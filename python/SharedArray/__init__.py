@@ -67,7 +67,7 @@ def create(name, shape, dtype=float):
     if dtype.itemsize == 0:
         raise ValueError("dtype has no size")
     try:
-        return _core.create(uri, shape, dtype, "C", True, False, upstream=name)
+        return _core.create(uri, shape, dtype, "C", True, False, None, name)
     except IsADirectoryError as error:
         raise FileExistsError(_errno.EEXIST, error.strerror, name) from error
     except OSError as error:
@@ -78,7 +78,7 @@ def attach(name, ro=False):
     """Attach an existing array, read-only if asked."""
     name, uri = _names(name)
     try:
-        return _core.attach(uri, "r" if ro else "r+", upstream=name)
+        return _core.attach(uri, "r" if ro else "r+", name)
     except OSError as error:
         _raise(error, name)
 

@@ -88,7 +88,7 @@ def create(name, shape, dtype=float, *, order="C", reserve=True, exist_ok=False,
     ArgumentError
         No such name or shape can be.
     """
-    return _core.create(name, shape, dtype, order, bool(reserve), bool(exist_ok), huge)
+    return _core.create(name, shape, dtype, order, reserve, exist_ok, huge, None)
 
 
 def attach(name, mode="r+"):
@@ -113,7 +113,7 @@ def attach(name, mode="r+"):
     FormatError
         No array, or a truncated one.
     """
-    return _core.attach(name, mode)
+    return _core.attach(name, mode, None)
 
 
 @_contextlib.contextmanager
@@ -378,7 +378,7 @@ def delete(name, missing_ok=False):
     """Remove an array's name.
 
     Attached arrays stay valid; the memory goes with the last of them. What is
-    no array is not removed.
+    no array is not removed, unless this process has attached it when it was one.
 
     Parameters
     ----------

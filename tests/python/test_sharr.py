@@ -727,18 +727,31 @@ def test_the_gil_is_released(name):
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 def test_system_calls_of_attach(name, mode):
     sharr.create(name, 1000)
-    attach = f"sharr._core.attach(sys.argv[1], {mode!r})"
-    calls = traced(f"w = {attach}; del w", f"x = {attach}", name)
+    sharr.create(name + "-other", 1000)
+    time.sleep(0.1)  # what was changed just now might change again unnoticed
+    attach = f"sharr._core.attach(sys.argv[1], {mode!r}, None)"
+    calls = traced(attach.replace("]", "] + '-other'"), f"x = {attach}", name)
     assert calls == ["openat", "statx", "pread64", "mmap", "close"]
+    calls = traced(f"w = {attach}; del w", f"x = {attach}", name)
+    assert calls == ["openat", "statx", "mmap", "close"]
     if mode != "c":
-        # A file that was changed within a tick of the clock might change again unnoticed.
-        calls = traced(f"import time; time.sleep(0.1); w = {attach}", f"x = {attach}", name)
-        assert calls == ["openat", "statx", "close"]
+        assert traced(f"w = {attach}", f"x = {attach}", name) == ["openat", "statx", "close"]
+
+
+@needs_strace
+def test_system_calls_of_delete(name):
+    sharr.create(name, 1000)
+    sharr.create(name + "-other", 1000)
+    delete = "sharr._core.remove(sys.argv[1])"
+    attach = "w = sharr._core.attach(sys.argv[1], 'r', None)"
+    assert traced(attach, delete, name) == ["statx", "unlinkat"]
+    calls = traced("pass", delete, name + "-other")
+    assert calls == ["openat", "statx", "pread64", "close", "unlinkat"]
 
 
 @needs_strace
 def test_system_calls_of_create(name):
-    create = "sharr._core.create(sys.argv[1] + {!r}, (1000,), t, 'C', True, False)"
+    create = "sharr._core.create(sys.argv[1] + {!r}, (1000,), t, 'C', True, False, None, None)"
     warm = f"t = numpy.dtype(float)\nw = {create.format('-1')}"
     calls = traced(warm, f"x = {create.format('-2')}", name)
     assert calls[:5] == ["openat", "fallocate", "statx", "mmap", "pwrite64"]
