@@ -10,8 +10,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
+#include <condition_variable>
 #include <ctime>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -227,17 +228,62 @@ void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) 
   all.known[key] = std::move(listing);
 }
 
-// The names in the directory open as fd, sorted. temporary: whether there are reserved ones, which
-// are swept.
-std::vector<Listing::Item> read_names(FileDescriptor fd, std::string_view prefix, bool& temporary) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(fd.get()), closedir);
+// Some names of a directory, and what has them.
+struct Batch {
+  static constexpr std::size_t size = 100;  // takes longer to look at than a thread to start
+
+  std::vector<Listing::Item> items;
+  std::vector<struct stat> stats;  // of them, if wanted
+};
+
+// The names of a directory as one thread reads them, for all to look at.
+class Batches {
+ public:
+  void add(Batch batch) {
+    const std::lock_guard lock(mutex_);
+    batches_.push_back(std::move(batch));
+    changed_.notify_one();
+  }
+  void end() {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    changed_.notify_all();
+  }
+  // Waits for one that nobody has; null when there will be none. Stays where it is.
+  Batch* next() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return ended_ || taken_ < batches_.size(); });
+    return taken_ < batches_.size() ? &batches_[taken_++] : nullptr;
+  }
+  // All of them, for the thread that has added them.
+  std::deque<Batch>& all() noexcept { return batches_; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Batch> batches_;
+  std::size_t taken_ = 0;
+  bool ended_ = false;
+};
+
+using Stream = std::unique_ptr<DIR, int (*)(DIR*)>;
+
+Stream open_stream(int dirfd, std::string_view prefix) {
+  // A descriptor of its own, because O_PATH ones cannot be read and a directory has one position.
+  FileDescriptor fd = open_beneath(dirfd, ".", O_RDONLY | O_DIRECTORY);
+  Stream stream(fd ? fdopendir(fd.get()) : nullptr, closedir);
   if (!stream) throw Error(errno, prefix);
-  fd.release();       // the stream closes it
-  std::string names;  // with a NUL behind each
-  std::vector<std::pair<std::size_t, Kind>> found;
-  while (true) {
+  fd.release();  // the stream closes it
+  return stream;
+}
+
+// The next names of a directory; less than a whole batch at its end. temporary: whether there are
+// reserved ones, which are swept.
+Batch read_names(DIR* stream, std::string_view prefix, bool& temporary) {
+  Batch batch;
+  while (batch.items.size() < Batch::size) {
     errno = 0;
-    const dirent* item = readdir(stream.get());
+    const dirent* item = readdir(stream);
     if (item == nullptr) {
       if (errno != 0) throw Error(errno, prefix);
       break;
@@ -246,47 +292,96 @@ std::vector<Listing::Item> read_names(FileDescriptor fd, std::string_view prefix
     if (name == "." || name == "..") continue;
     if (reserved(name)) {
       temporary = true;
-      detail::sweep(dirfd(stream.get()), item->d_name);
+      detail::sweep(dirfd(stream), item->d_name);
       continue;
     }
     if (item->d_type != DT_REG && item->d_type != DT_DIR && item->d_type != DT_UNKNOWN) continue;
-    found.emplace_back(names.size(), item->d_type == DT_REG ? Kind::file : Kind::unknown);
-    names.append(name.data(), name.size() + 1);
+    batch.items.push_back(
+        {.name = std::string(name), .kind = item->d_type == DT_REG ? Kind::file : Kind::unknown});
   }
-  std::ranges::sort(found, [&](const auto& a, const auto& b) {
-    return std::strcmp(names.data() + a.first, names.data() + b.first) < 0;
-  });
-  std::vector<Listing::Item> items;
-  items.reserve(found.size());
-  for (const auto& [at, kind] : found) items.push_back({.name = names.data() + at, .kind = kind});
-  return items;
+  return batch;
 }
 
-// Takes over what is known of the names. Both are sorted.
-void carry_over(const std::vector<Listing::Item>& known, std::vector<Listing::Item>& items) {
-  auto at = known.begin();
-  for (Listing::Item& item : items) {
-    while (at != known.end() && at->name < item.name) ++at;
-    if (at == known.end()) return;
-    if (at->name == item.name && at->kind == item.kind) item = *at;
+// Takes over what is known of a name, but for the name itself, by which another thread may be
+// sorting. known: sorted.
+void carry_over(const std::vector<Listing::Item>& known, Listing::Item& item) {
+  const auto at = std::ranges::lower_bound(known, item.name, {}, &Listing::Item::name);
+  if (at == known.end() || at->name != item.name || at->kind != item.kind) return;
+  item.inode = at->inode;
+  item.changed = at->changed;
+  item.settled = at->settled;
+  item.info = at->info;
+}
+
+int errnum_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    return ENOMEM;
+  } catch (const Error& error) {
+    return error.errnum();
   }
+  return 0;
+}
+
+// Reads a directory while other threads look at what has been read. Returns all, by name.
+// temporary: as for read_names().
+std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& temporary,
+                                      std::vector<struct stat>* stats,
+                                      const std::function<void(Batch&)>& look_at) {
+  const Stream stream = open_stream(dirfd, prefix);
+  Batches batches;
+  std::vector<std::pair<Batch*, std::size_t>> order;
+  const auto name = [](const auto& at) -> const std::string& {
+    return at.first->items[at.second].name;
+  };
+  const auto add = [&] {
+    Batch batch = read_names(stream.get(), prefix, temporary);
+    const bool whole = batch.items.size() == Batch::size;
+    batches.add(std::move(batch));
+    return whole;
+  };
+  const bool many = add();
+  const auto read_and_sort = [&] {
+    while (many && add()) continue;
+    batches.end();
+    for (Batch& batch : batches.all()) {
+      for (std::size_t i = 0; i < batch.items.size(); ++i) order.emplace_back(&batch, i);
+    }
+    std::ranges::sort(order, {}, name);
+  };
+  const auto work = [&](std::uint64_t number, std::uint64_t /*one*/) {
+    const int error = errnum_of([&] {
+      if (number == 0) read_and_sort();
+      while (Batch* const batch = batches.next()) look_at(*batch);
+    });
+    if (error != 0) batches.end();
+    return error;
+  };
+  constexpr std::uint64_t max_threads = 16;
+  if (const int error = many ? detail::in_pieces(max_threads, 1, work, {}) : work(0, 1);
+      error != 0) {
+    throw Error(error, prefix);
+  }
+
+  std::vector<Listing::Item> items;
+  items.reserve(order.size());
+  for (const auto& [batch, i] : order) {
+    items.push_back(std::move(batch->items[i]));
+    if (stats != nullptr) stats->push_back(batch->stats[i]);
+  }
+  return items;
 }
 
 // Calls task(i) for 0 to count, by several threads where that is worth it.
 void for_each(std::size_t count, std::string_view prefix,
               const std::function<void(std::size_t)>& task) {
-  constexpr std::uint64_t piece = 500;  // some of them take as long as to start a thread
   const auto some = [&](std::uint64_t from, std::uint64_t length) {
-    try {
+    return errnum_of([&] {
       for (std::uint64_t i = from; i < from + length; ++i) task(i);
-    } catch (const std::bad_alloc&) {
-      return ENOMEM;
-    } catch (const Error& error) {
-      return error.errnum();
-    }
-    return 0;
+    });
   };
-  if (const int error = detail::in_pieces(count, piece, some, {}); error != 0) {
+  if (const int error = detail::in_pieces(count, 500, some, {}); error != 0) {
     throw Error(error, prefix);
   }
 }
@@ -302,32 +397,36 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
   if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
   const dev_t device = st.st_dev;
   const Listings::Key key{device, st.st_ino, credentials()};
-  std::shared_ptr<const Listing> known = known_listing(key);
+  const std::shared_ptr<const Listing> known = known_listing(key);
   const bool same_names = known->changed && same(*known->changed, st.st_ctim);
   std::shared_ptr<Listing> read;
   if (!same_names) {
     read = std::make_shared<Listing>();
-    // A descriptor of its own, because O_PATH ones cannot be read and a directory has one position.
-    FileDescriptor fd = open_beneath(dirfd, ".", O_RDONLY | O_DIRECTORY);
-    if (!fd) throw Error(errno, prefix);
+    const auto look_at = [&](Batch& batch) {
+      if (stats != nullptr) batch.stats.resize(batch.items.size());
+      for (std::size_t i = 0; i < batch.items.size(); ++i) {
+        struct stat ignored;
+        struct stat& found = stats != nullptr ? batch.stats[i] : ignored;
+        Listing::Item& item = batch.items[i];
+        carry_over(known->items, item);
+        if (!unchanged(dirfd, device, prefix, item, found)) {
+          read_item(dirfd, device, prefix, item, found);
+        }
+      }
+    };
     bool temporary = false;
-    read->items = read_names(std::move(fd), prefix, temporary);
+    read->items = read_items(dirfd, prefix, temporary, stats, look_at);
     // While something is left to be swept, it has to be looked for.
     if (!temporary && detail::settled(st.st_ctim, now)) read->changed = st.st_ctim;
-    carry_over(known->items, read->items);
-    known = read;
-  }
-
-  const std::size_t count = known->items.size();
-  if (stats != nullptr) stats->resize(count);
-  std::vector<char> stale(count);  // not of bool, which threads could not share
-  for_each(count, prefix, [&](std::size_t i) {
-    struct stat ignored;
-    struct stat& found = stats != nullptr ? (*stats)[i] : ignored;
-    stale[i] = unchanged(dirfd, device, prefix, known->items[i], found) ? 0 : 1;
-    if (read && stale[i] != 0) read_item(dirfd, device, prefix, read->items[i], found);
-  });
-  if (!read) {
+  } else {
+    const std::size_t count = known->items.size();
+    if (stats != nullptr) stats->resize(count);
+    std::vector<char> stale(count);  // not of bool, which threads could not share
+    for_each(count, prefix, [&](std::size_t i) {
+      struct stat ignored;
+      struct stat& found = stats != nullptr ? (*stats)[i] : ignored;
+      stale[i] = unchanged(dirfd, device, prefix, known->items[i], found) ? 0 : 1;
+    });
     // Mostly nothing; a file that is no array is read each time.
     std::vector<std::size_t> again;
     for (std::size_t i = 0; i < count; ++i) {
