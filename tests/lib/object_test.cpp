@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <linux/capability.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -241,10 +242,39 @@ TEST_F(Listings, OfManyReadByThreads) {
     }
     settle();
   }
+  // What has not changed is not read again.
+  const auto before = list_shared(space_.directory());
+  create(space_.uri("x"), {1}, Dtype("u1"));
+  auto after = list_shared(space_.directory());
+  ASSERT_EQ(after.size(), static_cast<std::size_t>(count) + 1);
+  after.pop_back();
+  EXPECT_EQ(after, before);
   std::vector<std::jthread> threads;
   for (int i = 0; i < 3; ++i) {
-    threads.emplace_back([&] { EXPECT_EQ(list(space_.directory()).size(), count); });
+    threads.emplace_back([&] { EXPECT_EQ(list(space_.directory()).size(), count + 1); });
   }
+}
+
+TEST_F(Listings, OfManyAreWholeOrFail) {
+  constexpr std::size_t count = 400;
+  for (std::size_t i = 0; i < count; ++i) create(space_.uri(std::to_string(i)), {1}, Dtype("u1"));
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const FileDescriptor next(dup(0));
+  bool whole = false;
+  for (int left = 0; !whole; ++left) {
+    ASSERT_LT(left, 40);
+    const rlimit limit{.rlim_cur = static_cast<rlim_t>(next.get() + 1 + left),
+                       .rlim_max = before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    try {
+      EXPECT_EQ(list(space_.directory()).size(), count);
+      whole = true;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.errnum(), EMFILE);
+    }
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST_F(Listings, DoNotTellOneUserWhatAnotherMayRead) {
