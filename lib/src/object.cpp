@@ -351,12 +351,13 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
     std::ranges::sort(order, {}, name);
   };
   const auto work = [&](std::uint64_t number, std::uint64_t /*one*/) {
-    const int error = errnum_of([&] {
+    // However it ends, nobody is to wait for what will not come.
+    const std::unique_ptr<Batches, void (*)(Batches*)> end(&batches,
+                                                           [](Batches* all) { all->end(); });
+    return errnum_of([&] {
       if (number == 0) read_and_sort();
       while (Batch* const batch = batches.next()) look_at(*batch);
     });
-    if (error != 0) batches.end();
-    return error;
   };
   constexpr std::uint64_t max_threads = 16;
   if (const int error = many ? detail::in_pieces(max_threads, 1, work, {}) : work(0, 1);
@@ -397,7 +398,7 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
   if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
   const dev_t device = st.st_dev;
   const Listings::Key key{device, st.st_ino, credentials()};
-  const std::shared_ptr<const Listing> known = known_listing(key);
+  std::shared_ptr<const Listing> known = known_listing(key);
   const bool same_names = known->changed && same(*known->changed, st.st_ctim);
   std::shared_ptr<Listing> read;
   if (!same_names) {

@@ -256,6 +256,9 @@ TEST_F(Listings, OfManyReadByThreads) {
 }
 
 TEST_F(Listings, OfManyAreWholeOrFail) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "its companion for undefined behaviour takes descriptors itself";
+#endif
   constexpr std::size_t count = 400;
   for (std::size_t i = 0; i < count; ++i) create(space_.uri(std::to_string(i)), {1}, Dtype("u1"));
   rlimit before;
