@@ -40,26 +40,32 @@ py::str decoded(const std::string& text) {
 }
 
 void set_error(PyObject* type, const sharr::Error& error) {
+  // It may quote a file, in which anything can be.
+  const std::string& text = error.message();
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+  if (!message) throw py::error_already_set();
   // OSError picks the subclass of its errno.
-  const py::tuple arguments =
-      py::make_tuple(error.errnum(), error.message(), decoded(error.name()));
+  const py::tuple arguments = py::make_tuple(error.errnum(), message, decoded(error.name()));
   PyErr_SetObject(type, arguments.ptr());
 }
 
-// What a catch block has caught, as Python's.
-void raise() {
+// What a catch block has caught, as Python's; or what went wrong with that.
+void raise() noexcept {
   try {
-    throw;
+    try {
+      throw;
+    } catch (const py::builtin_exception& error) {
+      error.set_error();
+    } catch (const sharr::ArgumentError& error) {
+      set_error(argument_error, error);
+    } catch (const sharr::FormatError& error) {
+      set_error(format_error, error);
+    } catch (const sharr::Error& error) {
+      set_error(PyExc_OSError, error);
+    }
   } catch (py::error_already_set& error) {
     error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (const sharr::ArgumentError& error) {
-    set_error(argument_error, error);
-  } catch (const sharr::FormatError& error) {
-    set_error(format_error, error);
-  } catch (const sharr::Error& error) {
-    set_error(PyExc_OSError, error);
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   } catch (const std::exception& error) {
@@ -538,7 +544,14 @@ py::array create(const py::object& name, const py::object& shape, const py::obje
                  const py::object& huge, const py::object& upstream) {
   const sharr::Name parsed = name_of(name);
   Spec spec(shape, dtype, order);
-  if (!huge.is_none()) spec.options.huge = truth(huge);
+  if (!huge.is_none()) {
+    const PyNumberMethods* const number = Py_TYPE(huge.ptr())->tp_as_number;
+    if (number == nullptr || number->nb_bool == nullptr) {
+      throw py::type_error("huge must be None, True or False, not " +
+                           py::repr(huge).cast<std::string>());
+    }
+    spec.options.huge = truth(huge);
+  }
   spec.options.reserve = truth(reserve);
   spec.options.exist_ok = truth(exist_ok);
   auto made = [&] {
