@@ -228,23 +228,28 @@ Info info(const Name& name) {
 
 namespace {
 
-// Whether this process has the array that is there mapped: then there is no need to read it.
-bool mapped_here(const detail::Place& place, const Name& name) {
-  if (!detail::Mapping::any()) return false;
+// Where the array is, if this process has it mapped: then there is no need to read it.
+std::optional<detail::Place> place_if_mapped(const Name& name) {
+  if (!detail::Mapping::any()) return {};
   try {
-    return detail::Mapping::exists(
-        detail::stat_at(place.at(), place.file, AT_SYMLINK_NOFOLLOW, name.given()).identity);
-  } catch (const Error&) {
-    return false;  // which reading it explains better
+    detail::Place place = detail::place_of(name);
+    const detail::Stat stat =
+        detail::stat_at(place.at(), place.file, AT_SYMLINK_NOFOLLOW, name.given());
+    if (detail::Mapping::exists(stat.identity)) return place;
+  } catch (const Error&) {  // which reading it explains better
   }
+  return {};
 }
 
 }  // namespace
 
 void remove(const Name& name) {
-  const detail::Place place = detail::place_of(name);
-  if (!mapped_here(place, name)) open_array(name);
-  if (unlinkat(place.at(), place.file.c_str(), 0) != 0) detail::throw_errno(name);
+  std::optional<detail::Place> place = place_if_mapped(name);
+  if (!place) {
+    open_array(name);
+    place = detail::place_of(name);
+  }
+  if (unlinkat(place->at(), place->file.c_str(), 0) != 0) detail::throw_errno(name);
 }
 
 void rename(const Name& from, const Name& to, bool replace) {

@@ -259,10 +259,10 @@ Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* 
           const CreateOptions& options = {});
 
 // Maps an existing array: any valid NPY file, or an object of the SharedArray package.
-// System calls: open, statx, pread, mmap, close; open, statx, close where this process has the
-// object mapped and the file has not been written to by other means (a header or a SharedArray
-// trailer that the first page does not hold takes one pread more; a path on a sharrfs mount looks
-// for the object behind it).
+// System calls: open, statx, pread, mmap, close; no pread where this process has read the file
+// lately and it has not been written to by other means since, no mmap where it has the object mapped
+// (a header or a SharedArray trailer that the first page does not hold takes one pread more; a path
+// on a sharrfs mount looks for the object behind it).
 //
 // Throws Error ENOENT, EACCES, ELOOP (a symbolic link under shm://); FormatError EINVAL (no array,
 // truncated).
@@ -287,8 +287,8 @@ std::vector<Array> attach_all(const Name& directory, Mode mode = Mode::read_writ
 void rename(const Name& from, const Name& to, bool replace = false);
 
 // Removes the name. Attachments stay valid; the memory goes with the last of them.
-// Throws as attach does: what is no array is not removed, unless this process has mapped it when it
-// was one and still does.
+// Throws as attach does: what is no array is not removed. What this process has mapped (not
+// copy_on_write) is not read, so that it is removed whatever it is by now, and whoever may read it.
 void remove(const Name& name);
 
 // Removes a namespace and all arrays in it; to others it is gone in one step. Throws Error
