@@ -117,12 +117,19 @@ std::optional<Info> known(const Stat& stat) {
 }
 
 void remember(const Info& info, const Stat& stat, const timespec& now) {
-  if (stat.identity.birth == 0 || !settled(stat.st.st_ctim, now)) return;
+  // Some 300 bytes each, but that a dtype can have any number of fields.
+  constexpr std::size_t longest = 200;
+  if (stat.identity.birth == 0 || !settled(stat.st.st_ctim, now) ||
+      info.dtype.descr().size() > longest) {
+    return;
+  }
+  File file{info, stat.st.st_ctim};
+  file.info.name = {};
   const std::lock_guard lock(memory_mutex());
-  // Some 300 bytes each; who goes through more than this comes to none again soon.
+  // Who goes through more than this comes to none again soon.
   constexpr std::size_t most = 1000;
-  if (files().size() >= most) files().clear();
-  files().insert_or_assign(stat.identity, File{info, stat.st.st_ctim});
+  if (files().size() >= most && !files().contains(stat.identity)) files().clear();
+  files().insert_or_assign(stat.identity, std::move(file));
 }
 
 }  // namespace sharr::detail

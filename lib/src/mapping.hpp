@@ -42,8 +42,8 @@ class Mapping {
   std::size_t length_ = 0;
 };
 
-// What a file is, when it is known to be unchanged since remember(), but for what was stored
-// through mappings. stat: as it is now.
+// What a file is, but for its name, when it is known to be unchanged since remember(), except for
+// what was stored through mappings. stat: as it is now.
 std::optional<Info> known(const Stat& stat);
 // stat and now: of before info was read.
 void remember(const Info& info, const Stat& stat, const timespec& now);
