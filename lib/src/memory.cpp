@@ -102,8 +102,6 @@ int populate(std::byte* at, std::uint64_t length) noexcept {
 int in_pieces(std::uint64_t size, std::uint64_t piece,
               const std::function<int(std::uint64_t from, std::uint64_t length)>& task,
               const std::function<void()>& on_signal) {
-  // Beyond this many memory is the limit.
-  constexpr std::uint64_t max_threads = 16;
   const std::uint64_t pieces = (size + piece - 1) / piece;
   const std::uint64_t wanted =
       pieces > 1 ? std::min({pieces, std::uint64_t{available_processors()}, max_threads}) : 1;

@@ -313,7 +313,8 @@ void carry_over(const std::vector<Listing::Item>& known, Listing::Item& item) {
   item.info = at->info;
 }
 
-int errnum_of(const std::function<void()>& work) {
+template <class F>
+int errnum_of(F&& work) {
   try {
     work();
   } catch (const std::bad_alloc&) {
@@ -329,21 +330,26 @@ int errnum_of(const std::function<void()>& work) {
 std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& temporary,
                                       std::vector<struct stat>* stats,
                                       const std::function<void(Batch&)>& look_at) {
-  const Stream stream = open_stream(dirfd, prefix);
+  Stream stream = open_stream(dirfd, prefix);  // until all has been read
   Batches batches;
+  const auto add = [&] {
+    Batch batch = read_names(stream.get(), prefix, temporary);
+    if (batch.items.size() < Batch::size) stream.reset();
+    if (!batch.items.empty()) batches.add(std::move(batch));
+  };
+  add();
+  if (stream) {  // as many as can be looked at at once
+    const std::uint64_t threads =
+        std::min<std::uint64_t>(available_processors(), detail::max_threads);
+    while (stream && batches.all().size() < threads) add();
+  }
+
   std::vector<std::pair<Batch*, std::size_t>> order;
   const auto name = [](const auto& at) -> const std::string& {
     return at.first->items[at.second].name;
   };
-  const auto add = [&] {
-    Batch batch = read_names(stream.get(), prefix, temporary);
-    const bool whole = batch.items.size() == Batch::size;
-    batches.add(std::move(batch));
-    return whole;
-  };
-  const bool many = add();
   const auto read_and_sort = [&] {
-    while (many && add()) continue;
+    while (stream) add();
     batches.end();
     for (Batch& batch : batches.all()) {
       for (std::size_t i = 0; i < batch.items.size(); ++i) order.emplace_back(&batch, i);
@@ -359,9 +365,7 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
       while (Batch* const batch = batches.next()) look_at(*batch);
     });
   };
-  constexpr std::uint64_t max_threads = 16;
-  if (const int error = many ? detail::in_pieces(max_threads, 1, work, {}) : work(0, 1);
-      error != 0) {
+  if (const int error = detail::in_pieces(batches.all().size(), 1, work, {}); error != 0) {
     throw Error(error, prefix);
   }
 
