@@ -29,13 +29,11 @@ def _names(name):
     name = str.__str__(name)
     if "\0" in name:
         raise ValueError("embedded null character")
-    if not name.startswith(("shm:///", "/")):
-        return name, name
-    for scheme in ("shm://", ""):
-        if name.startswith(scheme + "/"):
-            below = name[len(scheme):].lstrip("/")
-            if scheme or "/" not in below:
-                return name, "shm://" + below
+    if name.startswith(("shm:///", "/")):
+        scheme = "" if name.startswith("/") else "shm://"
+        below = name[len(scheme):].lstrip("/")
+        if scheme or "/" not in below:
+            return name, "shm://" + below
     return name, name
 
 

@@ -378,7 +378,8 @@ def delete(name, missing_ok=False):
     """Remove an array's name.
 
     Attached arrays stay valid; the memory goes with the last of them. What is
-    no array is not removed, unless this process has attached it when it was one.
+    no array is not removed, unless this process has it attached, other than in
+    mode "c", from when it was one.
 
     Parameters
     ----------

@@ -477,7 +477,51 @@ def test_list_is_whole_or_fails(name):
                 print("EMFILE")
             for file in files[free:]: os.close(file)
         """, f"shm://{name}/")  # fmt: skip
-    assert set(found.split()) == {"EMFILE", "3"} and found.endswith("3\n"), found
+    # The namespace, the one in it, and one that is read, or read by.
+    assert found.split() == ["EMFILE"] * 3 + ["3"] * 5
+
+
+@needs_strace
+@pytest.mark.parametrize("count", [100, 150])
+def test_a_listing_has_threads_as_it_has_use_for(name, count):
+    for i in range(count):
+        sharr.create(f"{name}/{i}", 1)
+    calls = traced("pass", "x = sharr.list(sys.argv[1])", f"shm://{name}")
+    threads = min(-(-count // 100), len(os.sched_getaffinity(0)))
+    assert sum(call.startswith("clone") for call in calls) == threads - 1
+
+
+@pytest.mark.parametrize("huge", ["never", "", []])
+def test_huge_is_a_bool(name, huge):
+    with pytest.raises(TypeError, match="None, True or False"):
+        sharr.create(name, 1, huge=huge)
+
+
+def test_an_error_can_quote_anything(name):
+    header = rb"{'descr': '\ud800', 'fortran_order': False, 'shape': (1,), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    (SHM / name).write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header + bytes(8))
+    for call in (
+        sharr.attach, sharr.info, sharr.delete, lambda name: sharr.put(name, 1, replace=True),
+        lambda name: sharr.create(name, 1, exist_ok=True),
+    ):  # fmt: skip
+        with pytest.raises(sharr.FormatError, match="xed"):
+            call(name)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_delete_of_a_name_that_ends_in_a_slash(name, tmp_path, attached):
+    held = sharr.create(name, 1) if attached else None
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    for end in ("/", "/.", "/.."):
+        sharr.delete(f"{tmp_path}/missing{end}", missing_ok=True)
+        for path, error in (
+            ("/missing", FileNotFoundError), ("/a.npy", NotADirectoryError), ("", IsADirectoryError),
+        ):  # fmt: skip
+            with pytest.raises(error) as caught:
+                sharr.delete(f"{tmp_path}{path}{end}")
+            assert caught.value.filename == f"{tmp_path}{path}{end}"
+    assert held is None or held.shape == (1,)
 
 
 def test_list_of_a_directory(tmp_path):
@@ -736,6 +780,15 @@ def test_system_calls_of_attach(name, mode):
     assert calls == ["openat", "statx", "mmap", "close"]
     if mode != "c":
         assert traced(f"w = {attach}", f"x = {attach}", name) == ["openat", "statx", "close"]
+
+
+@needs_strace
+def test_what_takes_much_memory_is_not_remembered(name):
+    sharr.create(name, 1, [(f"field{i}", "f8") for i in range(100)])
+    time.sleep(0.1)
+    attach = "sharr._core.attach(sys.argv[1], 'r', None)"
+    calls = traced(f"w = {attach}; del w", f"x = {attach}", name)
+    assert "pread64" in calls, calls
 
 
 @needs_strace
