@@ -1,5 +1,6 @@
 // The library for Python: names, dtypes and errors translated, the GIL released around system
 // calls. Everything with a docstring for users is in __init__.py.
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -28,6 +29,25 @@ namespace py = pybind11;
 using namespace py::literals;
 
 namespace {
+
+// Without the GIL while it lives. A daemon thread that wants it back while the interpreter ends,
+// which ends such threads by an exception that no destructor may let through, stops here for good.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {}
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+  ~Released() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      while (true) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
 
 PyObject* argument_error = nullptr;
 PyObject* format_error = nullptr;
@@ -325,7 +345,7 @@ class Mapping {
   ~Mapping() {
     // Taking down a large mapping takes long.
     if (array_ && array_->info().nbytes >= (std::uint64_t{64} << 20)) {
-      const py::gil_scoped_release release;
+      const Released release;
       array_.reset();
     }
   }
@@ -555,7 +575,7 @@ py::array create(const py::object& name, const py::object& shape, const py::obje
   spec.options.reserve = truth(reserve);
   spec.options.exist_ok = truth(exist_ok);
   auto made = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::create(parsed, spec.extents, *spec.stored, spec.options);
   }();
   return ndarray(std::move(made), parsed, upstream);
@@ -569,14 +589,14 @@ class NewArray {
       : name_(name_of(name)) {
     Spec spec(shape, dtype, order);
     spec.options.replace = replace;
-    const py::gil_scoped_release release;
+    const Released release;
     new_.emplace(name_, spec.extents, *spec.stored, spec.options);
   }
   py::array array() { return ndarray(alive().take(), name_, py::none(), true); }
   void publish() {
     sharr::NewArray made = std::move(alive());
     new_.reset();
-    const py::gil_scoped_release release;
+    const Released release;
     made.publish();
   }
   void discard() { new_.reset(); }
@@ -602,7 +622,7 @@ py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::objec
   const std::string name = bytes;
   const Spec spec(shape, dtype, order);
   auto made = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return self.add(name, spec.extents, *spec.stored, spec.options);
   }();
   const sharr::Name uri(made.info().name);
@@ -619,7 +639,7 @@ py::array put(const py::object& name, const py::array& source, bool replace) {
   const bool copied = spec.stored->itemsize() == static_cast<std::size_t>(source.itemsize());
   const void* const elements = copied ? source.data() : nullptr;
   auto made = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options);
   }();
   return ndarray(std::move(made), parsed, py::none());
@@ -640,7 +660,7 @@ py::array wait(const py::object& name, const py::object& timeout, const py::obje
     }
   }
   auto array = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::wait(parsed, how, left, Spec::check_signals);
   }();
   return ndarray(std::move(array), parsed, py::none());
@@ -650,7 +670,7 @@ py::list attach_all(const py::object& where, const py::object& mode) {
   const sharr::Name parsed = name_of(where, true);
   const sharr::Mode how = mode_of(mode);
   auto arrays = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::attach_all(parsed, how);
   }();
   std::string prefix = parsed.uri();
@@ -689,7 +709,7 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   const auto [device, inode, birth, as_pickled] =
       identity.cast<std::tuple<std::uint64_t, std::uint64_t, std::int64_t, std::string>>();
   auto array = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     try {
       return sharr::attach(parsed, how);
     } catch (const sharr::FormatError& error) {
@@ -742,7 +762,7 @@ py::array attach(const py::object& name, const py::object& mode, const py::objec
   const sharr::Name parsed = name_of(name);
   const sharr::Mode how = mode_of(mode);
   auto array = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::attach(parsed, how);
   }();
   return ndarray(std::move(array), parsed, upstream);
@@ -750,7 +770,7 @@ py::array attach(const py::object& name, const py::object& mode, const py::objec
 
 void remove_array(const py::object& name) {
   const sharr::Name parsed = name_of(name);
-  const py::gil_scoped_release release;
+  const Released release;
   sharr::remove(parsed);
 }
 
@@ -764,7 +784,7 @@ py::object info_object(sharr::Info info) {
 py::object info(const py::object& name) {
   const sharr::Name parsed = name_of(name);
   return info_object([&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::info(parsed);
   }());
 }
@@ -773,7 +793,7 @@ py::object info(const py::object& name) {
 py::tuple open_array(const py::object& name) {
   const sharr::Name parsed = name_of(name);
   sharr::OpenArray opened = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::open_array(parsed);
   }();
   const py::object info = info_object(std::move(opened.info));
@@ -783,7 +803,7 @@ py::tuple open_array(const py::object& name) {
 py::list list(const py::object& where) {
   const sharr::Name parsed = name_of(where, true);
   auto found = [&] {
-    const py::gil_scoped_release release;
+    const Released release;
     return sharr::list_shared(parsed);
   }();
   py::list result(found.size());
@@ -804,7 +824,7 @@ PyObject* msync(PyObject* self, PyObject* arguments, PyObject* keywords) {
     return nullptr;
   }
   return run([&] {
-    const py::gil_scoped_release release;
+    const Released release;
     Box<Mapping>::of(self).array().msync(flags);
   });
 }
@@ -854,11 +874,11 @@ void define_mapping(const py::module_& module) {
       {"msync", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(msync)),
        METH_VARARGS | METH_KEYWORDS, nullptr},
       B::method<[](const Mapping& self) {
-        const py::gil_scoped_release release;
+        const Released release;
         self.array().mlock();
       }>("mlock"),
       B::method<[](const Mapping& self) {
-        const py::gil_scoped_release release;
+        const Released release;
         self.array().munlock();
       }>("munlock"),
       {}};
@@ -967,19 +987,19 @@ PYBIND11_MODULE(_core, m) {
   m.def("wait", &wait);
   m.def("check_new", [](const py::object& name, bool replace) {
     const sharr::Name parsed = name_of(name);
-    const py::gil_scoped_release release;
+    const Released release;
     sharr::NewArray::check(parsed, replace);
   });
   m.def("attach_all", &attach_all);
   m.def("rename", [](const py::object& from, const py::object& to, bool replace) {
     const sharr::Name old_name = name_of(from);
     const sharr::Name new_name = name_of(to);
-    const py::gil_scoped_release release;
+    const Released release;
     sharr::rename(old_name, new_name, replace);
   });
   m.def("remove_all", [](const py::object& where) {
     const sharr::Name parsed = name_of(where, true);
-    const py::gil_scoped_release release;
+    const Released release;
     sharr::remove_all(parsed);
   });
   py::class_<NewArray>(m, "NewArray")
@@ -992,5 +1012,5 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(
           [](const py::object& where) { return sharr::NewNamespace(name_of(where, true)); }))
       .def("add", &add)
-      .def("publish", &sharr::NewNamespace::publish, py::call_guard<py::gil_scoped_release>());
+      .def("publish", &sharr::NewNamespace::publish, py::call_guard<Released>());
 }

@@ -767,6 +767,24 @@ def test_the_gil_is_released(name):
     assert after > before
 
 
+def test_daemon_threads_end_with_the_interpreter(name):
+    sharr.create(name, 3)
+    for _ in range(3):
+        done = python("""
+            import sharr, sys, threading, time
+            def work():
+                started.release()
+                while True:
+                    sharr.attach(sys.argv[1])
+                    sharr.list("shm://")
+            started = threading.Semaphore(0)
+            for _ in range(3):
+                threading.Thread(target=work, daemon=True).start()
+                started.acquire()
+            """, name, check=False)  # fmt: skip
+        assert done.returncode == 0 and done.stderr == ""
+
+
 @needs_strace
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 def test_system_calls_of_attach(name, mode):
