@@ -99,12 +99,17 @@ int populate(std::byte* at, std::uint64_t length) noexcept {
   return 0;
 }
 
+std::uint64_t max_threads() {
+  // Beyond this many memory is the limit.
+  return std::min(available_processors(), 16U);
+}
+
 int in_pieces(std::uint64_t size, std::uint64_t piece,
               const std::function<int(std::uint64_t from, std::uint64_t length)>& task,
-              const std::function<void()>& on_signal) {
+              const std::function<void()>& on_signal, std::uint64_t threads) {
   const std::uint64_t pieces = (size + piece - 1) / piece;
   const std::uint64_t wanted =
-      pieces > 1 ? std::min({pieces, std::uint64_t{available_processors()}, max_threads}) : 1;
+      pieces > 1 ? std::min(pieces, threads > 0 ? threads : max_threads()) : 1;
   std::atomic<std::uint64_t> next = 0;
   std::atomic<int> failure = 0;
   const auto work = [&](const std::function<void()>& after) {

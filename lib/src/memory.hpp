@@ -30,14 +30,14 @@ std::uint64_t huge_bytes(int fd, std::uint64_t size);
 // no memory for them, EINVAL from a kernel that has no such call (before 5.14).
 int populate(std::byte* at, std::uint64_t length) noexcept;
 
-// Of threads that work together: beyond this many memory is the limit.
-constexpr std::uint64_t max_threads = 16;
+// How many threads can work together; to find out takes a dozen system calls.
+std::uint64_t max_threads();
 
 // Calls task(from, length) for all pieces of size, by as many threads as are worth it, until one
 // returns an errno, and returns that, or 0. on_signal is called by the calling thread after each of
-// its pieces; what it throws ends the work.
+// its pieces; what it throws ends the work. threads: max_threads(), from who has asked already.
 int in_pieces(std::uint64_t size, std::uint64_t piece,
               const std::function<int(std::uint64_t from, std::uint64_t length)>& task,
-              const std::function<void()>& on_signal);
+              const std::function<void()>& on_signal, std::uint64_t threads = 0);
 
 }  // namespace sharr::detail

@@ -338,11 +338,9 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
     if (!batch.items.empty()) batches.add(std::move(batch));
   };
   add();
-  if (stream) {  // as many as can be looked at at once
-    const std::uint64_t threads =
-        std::min<std::uint64_t>(available_processors(), detail::max_threads);
-    while (stream && batches.all().size() < threads) add();
-  }
+  // As many as can be looked at at once.
+  const std::uint64_t threads = stream ? detail::max_threads() : 1;
+  while (stream && batches.all().size() < threads) add();
 
   std::vector<std::pair<Batch*, std::size_t>> order;
   const auto name = [](const auto& at) -> const std::string& {
@@ -365,7 +363,7 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
       while (Batch* const batch = batches.next()) look_at(*batch);
     });
   };
-  if (const int error = detail::in_pieces(batches.all().size(), 1, work, {}); error != 0) {
+  if (const int error = detail::in_pieces(batches.all().size(), 1, work, {}, threads); error != 0) {
     throw Error(error, prefix);
   }
 
@@ -381,12 +379,13 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
 // Calls task(i) for 0 to count, by several threads where that is worth it.
 void for_each(std::size_t count, std::string_view prefix,
               const std::function<void(std::size_t)>& task) {
+  constexpr std::uint64_t piece = 500;  // some of them take as long as to start a thread
   const auto some = [&](std::uint64_t from, std::uint64_t length) {
     return errnum_of([&] {
       for (std::uint64_t i = from; i < from + length; ++i) task(i);
     });
   };
-  if (const int error = detail::in_pieces(count, 500, some, {}); error != 0) {
+  if (const int error = detail::in_pieces(count, piece, some, {}); error != 0) {
     throw Error(error, prefix);
   }
 }

@@ -122,6 +122,12 @@ R call(R (*function)(A...), PyObject* const* arguments, Py_ssize_t count) {
   return call(function, arguments, std::index_sequence_for<A...>());
 }
 
+// A function of any of the types that the flags of a PyMethodDef tell apart.
+template <class F>
+PyCFunction c_function(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 // A function of the module, by position. For those that are called so often that pybind11's way of
 // calling, which takes a third of a microsecond, counts.
 template <auto function>
@@ -129,11 +135,7 @@ PyMethodDef positional(const char* name) {
   const auto method = [](PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
     return run([&] { return call(function, arguments, count); });
   };
-  using FastCall = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-  return {
-      name,
-      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(static_cast<FastCall>(method))),
-      METH_FASTCALL, nullptr};
+  return {name, c_function(+method), METH_FASTCALL, nullptr};
 }
 
 bool truth(const py::object& object) {
@@ -461,11 +463,8 @@ PyObject* array_prepare(PyObject* /*self*/, PyObject* const* args, Py_ssize_t co
 void install(py::handle type) {
   static PyMethodDef methods[] = {
       {"__getitem__", getitem, METH_O | METH_COEXIST, nullptr},
-      {"__array_wrap__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(array_wrap)),
-       METH_FASTCALL, nullptr},
-      {"__array_prepare__",
-       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(array_prepare)), METH_FASTCALL,
-       nullptr},
+      {"__array_wrap__", c_function(array_wrap), METH_FASTCALL, nullptr},
+      {"__array_prepare__", c_function(array_prepare), METH_FASTCALL, nullptr},
   };
   array_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
   for (PyMethodDef& method : methods) {
@@ -871,8 +870,7 @@ void define_mapping(const py::module_& module) {
       }>("_identity"),
       {}};
   static PyMethodDef methods[] = {
-      {"msync", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(msync)),
-       METH_VARARGS | METH_KEYWORDS, nullptr},
+      {"msync", c_function(msync), METH_VARARGS | METH_KEYWORDS, nullptr},
       B::method<[](const Mapping& self) {
         const Released release;
         self.array().mlock();
