@@ -120,7 +120,8 @@ struct FileSystem::Node {
   struct LockOwner {
     sharr::FileDescriptor fd;
     pid_t pid;
-    const Handle* through;  // which the kernel says nothing about but its end, for an F_OFD_SETLK
+    // Used last. Of an F_OFD_SETLK's the kernel says nothing but its end.
+    const Handle* through = nullptr;
   };
   std::map<std::uint64_t, std::shared_ptr<LockOwner>> lock_owners;
 };

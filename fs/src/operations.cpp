@@ -403,7 +403,9 @@ struct FileSystem::Operations {
   }
 
   // The open file that holds a process's locks on a node: with F_OFD_SETLK they are as much its own
-  // as they are the process's.
+  // as they are the process's. An owner's locks go with the file that it has used last: of a
+  // process every close has ended them before, and an open file may have the owner of one whose end
+  // the kernel has yet to tell.
   static std::shared_ptr<Node::LockOwner> lock_owner(FileSystem& fs, const Handle& opened,
                                                      std::uint64_t owner, pid_t pid) {
     const std::lock_guard lock(fs.mutex_);
@@ -416,8 +418,9 @@ struct FileSystem::Operations {
         opened.node->lock_owners.erase(owner);
         fail(errnum);
       }
-      found = std::make_shared<Node::LockOwner>(Node::LockOwner{std::move(fd), pid, &opened});
+      found = std::make_shared<Node::LockOwner>(Node::LockOwner{.fd = std::move(fd), .pid = pid});
     }
+    found->through = &opened;
     return found;
   }
 

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import itertools
 import os
+import pathlib
 import random
 import shutil
 import stat
@@ -22,8 +23,8 @@ import textwrap
 import numpy as np
 import pytest
 import sharr
-from conftest import IS_ROOT, PYTHON, python, wait_until
-from mounts import DIRECT, fails, mode, needs_fuse, space  # the fixtures come by import
+from conftest import IS_ROOT, PYTHON, needs_root, python, wait_until
+from mounts import DIRECT, daemons, fails, mode, needs_fuse, space  # the fixtures come by import
 
 pytestmark = needs_fuse
 
@@ -490,6 +491,47 @@ def test_open_file_locks(space):
                 with pytest.raises(BlockingIOError):
                     fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     keep.close()
+
+
+@needs_root
+def test_locks_of_the_open_file_before(space, tmp_path):
+    """The kernel knows an open file by its address, which the next one may get, and says of the end
+    of the first when it comes to it: here, when it may have requests in the background again."""
+    uri, behind, point = space
+    (point / "a").write_bytes(content(1))
+    connections = tmp_path / "connections"
+    connections.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "fusectl", str(connections)], check=True)
+    try:
+        limit = connections / str(os.minor(os.stat(point).st_dev)) / "max_background"
+        usual = limit.read_text()
+        inherited = False
+        for _ in range(20):
+            limit.write_text("0")
+            with open(point / "a", "r+b") as file:
+                assert not blocked(file)
+            file = open(point / "a", "r+b")
+            inherited = not blocked(file)
+            limit.write_text(usual)
+            if inherited:
+                break
+            file.close()
+    finally:
+        subprocess.run(["umount", str(connections)], check=True)
+    with file:
+        if not inherited:
+            pytest.skip("no open file had the address of the one before")
+        open(point / "a", "rb").close()  # with whose end that of the first one goes
+        [daemon] = daemons(point)
+        wait_until(lambda: descriptors(daemon, behind / "a") <= 2, "the end of the first one")
+        with open(behind / "a", "r+b") as other:
+            fails(errno.EAGAIN, fcntl.lockf, other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def descriptors(pid, path):
+    """How many of a process's are of a file."""
+    found = pathlib.Path(f"/proc/{pid}/fd").iterdir()
+    return sum(os.path.exists(fd) and os.path.samefile(fd, path) for fd in found)
 
 
 def blocked(file):
