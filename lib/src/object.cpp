@@ -390,6 +390,12 @@ void for_each(std::size_t count, std::string_view prefix,
   }
 }
 
+// Where that of an item goes; if none are wanted, where it does not matter.
+struct stat& stat_of(std::vector<struct stat>* stats, std::size_t i) {
+  thread_local struct stat unwanted;
+  return stats != nullptr ? (*stats)[i] : unwanted;
+}
+
 // What the directory holds now: at what is known of it a look by fstatat(2) will do. stats: of the
 // items that are shown, if wanted.
 std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
@@ -407,10 +413,10 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
   if (!same_names) {
     read = std::make_shared<Listing>();
     const auto look_at = [&](Batch& batch) {
-      if (stats != nullptr) batch.stats.resize(batch.items.size());
+      std::vector<struct stat>* const wanted = stats != nullptr ? &batch.stats : nullptr;
+      if (wanted != nullptr) wanted->resize(batch.items.size());
       for (std::size_t i = 0; i < batch.items.size(); ++i) {
-        struct stat ignored;
-        struct stat& found = stats != nullptr ? batch.stats[i] : ignored;
+        struct stat& found = stat_of(wanted, i);
         Listing::Item& item = batch.items[i];
         carry_over(known->items, item);
         if (!unchanged(dirfd, device, prefix, item, found)) {
@@ -427,22 +433,24 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
     if (stats != nullptr) stats->resize(count);
     std::vector<char> stale(count);  // not of bool, which threads could not share
     for_each(count, prefix, [&](std::size_t i) {
-      struct stat ignored;
-      struct stat& found = stats != nullptr ? (*stats)[i] : ignored;
-      stale[i] = unchanged(dirfd, device, prefix, known->items[i], found) ? 0 : 1;
+      stale[i] = unchanged(dirfd, device, prefix, known->items[i], stat_of(stats, i)) ? 0 : 1;
     });
-    // Mostly nothing; a file that is no array is read each time.
-    std::vector<std::size_t> again;
+    // A file that is no array is read each time: it can become one by a store to a mapping.
+    std::vector<std::pair<std::size_t, Listing::Item>> again;
     for (std::size_t i = 0; i < count; ++i) {
-      if (stale[i] != 0) again.push_back(i);
+      if (stale[i] != 0) again.emplace_back(i, known->items[i]);
     }
-    if (again.empty()) return known;
-    read = std::make_shared<Listing>(*known);
     for_each(again.size(), prefix, [&](std::size_t n) {
-      struct stat ignored;
-      struct stat& found = stats != nullptr ? (*stats)[again[n]] : ignored;
-      read_item(dirfd, device, prefix, read->items[again[n]], found);
+      auto& [i, item] = again[n];
+      read_item(dirfd, device, prefix, item, stat_of(stats, i));
     });
+    const auto as_before = [&](const auto& at) {
+      const Listing::Item& before = known->items[at.first];
+      return !at.second.info && !before.info && at.second.kind == before.kind;
+    };
+    if (std::ranges::all_of(again, as_before)) return known;
+    read = std::make_shared<Listing>(*known);
+    for (auto& [i, item] : again) read->items[i] = std::move(item);
   }
   for (Listing::Item& item : read->items) item.settled = detail::settled(item.changed, now);
   remember(key, read);

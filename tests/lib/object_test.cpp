@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <linux/capability.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -192,6 +194,21 @@ TEST_F(Listings, SeeWhatHasChangedSinceTheLast) {
   test::write_file(space_.path("b"), "text");
   test::write_file(space_.path("d"), npy(2));
   EXPECT_EQ(listed(space_), "c<i2(1,) d|u1(2,) ");
+}
+
+TEST_F(Listings, SeeWhatAMappingMakesAnArray) {
+  const std::string array = npy(2);
+  create(space_.uri("a"), {3}, Dtype("f8"));
+  test::write_file(space_.path("b"), std::string(array.size(), '-'));
+  const FileDescriptor fd(open(space_.path("b").c_str(), O_RDWR | O_CLOEXEC));
+  void* const memory = mmap(nullptr, array.size(), PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  std::memset(memory, '-', array.size());  // the next store changes no times
+  settle();
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(listed(space_), "a<f8(3,) ");
+  std::memcpy(memory, array.data(), array.size());
+  EXPECT_EQ(listed(space_), "a<f8(3,) b|u1(2,) ");
+  munmap(memory, array.size());
 }
 
 TEST_F(Listings, SweepWhatWasLeftSinceTheLast) {
