@@ -70,8 +70,13 @@ std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Ide
   mapping->base_ = static_cast<std::byte*>(base);
   mapping->length_ = length;
   if (mode != Mode::copy_on_write && identity.birth != 0) {
+    std::shared_ptr<const Mapping> other;  // which takes the lock when it ends
     const std::lock_guard lock(memory_mutex());
-    mappings()[{identity, mode == Mode::read_write}] = mapping;
+    std::weak_ptr<const Mapping>& found = mappings()[{identity, mode == Mode::read_write}];
+    // Another thread may have been first. One that is shorter is of when the array was smaller.
+    other = found.lock();
+    if (other && other->length() >= length) return other;
+    found = mapping;
     mapping->shared_ = true;
   }
   return mapping;

@@ -11,10 +11,10 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <exception>
 #include <fstream>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -133,7 +133,7 @@ int in_pieces(std::uint64_t size, std::uint64_t piece,
     pthread_sigmask(SIG_BLOCK, &all, &before);
     try {
       while (others.size() + 1 < wanted) others.emplace_back([&] { work({}); });
-    } catch (const std::system_error&) {  // no more threads to be had: fewer will do
+    } catch (const std::exception&) {  // neither threads nor memory to be had: fewer will do
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     work(on_signal);

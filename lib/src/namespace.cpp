@@ -240,8 +240,7 @@ std::vector<Array> attach_all(const Name& directory, Mode mode) {
       if (!fd && errno == ENOENT) continue;
       if (!fd) throw Error(errno, uri);
       const detail::Stat stat = detail::stat_file(fd.get(), uri);
-      Info info = read_info(fd.get(), stat.st, uri);
-      arrays.push_back(ArrayAccess::map(std::move(info), stat.identity, mode, fd.get(), uri));
+      arrays.push_back(ArrayAccess::attach(fd.get(), stat, mode, uri, uri));
     }
     // Of a namespace that is being removed there may be less than it had.
     const FileDescriptor now = open_directory(detail::behind_mount(directory));

@@ -116,6 +116,7 @@ struct Listing {
   };
   std::optional<timespec> changed;  // the directory's ctime; none: it may have changed within that
   std::vector<Item> items;          // by name
+  std::size_t weight = 0;           // in arrays of some three hundred bytes
 };
 using Kind = Listing::Kind;
 
@@ -188,12 +189,11 @@ std::string credentials() {
 // The listings that are remembered: of directories, by device, inode and the credentials() that
 // have read them. Guarded by memory_mutex().
 struct Listings {
-  // Two or three hundred bytes each.
-  static constexpr std::size_t max_items = std::size_t{1} << 17;
+  static constexpr std::size_t max_weight = std::size_t{1} << 17;
   using Key = std::tuple<dev_t, ino_t, std::string>;
 
   std::map<Key, std::shared_ptr<const Listing>> known;
-  std::size_t items = 0;
+  std::size_t weight = 0;  // of them all
 };
 
 Listings& listings() {
@@ -213,18 +213,18 @@ void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) 
   const std::lock_guard lock(detail::memory_mutex());
   Listings& all = listings();
   if (const auto found = all.known.find(key); found != all.known.end()) {
-    all.items -= found->second->items.size();
+    all.weight -= found->second->weight;
     std::swap(found->second, dropped[key]);
     all.known.erase(found);
   }
-  const std::size_t size = listing->items.size();
-  if (size > Listings::max_items || size == 0 || std::get<2>(key).empty()) return;
-  if (all.items + size > Listings::max_items) {
+  const std::size_t weight = listing->weight;
+  if (weight > Listings::max_weight || weight == 0 || std::get<2>(key).empty()) return;
+  if (all.weight + weight > Listings::max_weight) {
     dropped.merge(all.known);
     all.known.clear();
-    all.items = 0;
+    all.weight = 0;
   }
-  all.items += size;
+  all.weight += weight;
   all.known[key] = std::move(listing);
 }
 
@@ -451,8 +451,13 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
     if (std::ranges::all_of(again, as_before)) return known;
     read = std::make_shared<Listing>(*known);
     for (auto& [i, item] : again) read->items[i] = std::move(item);
+    read->weight = 0;
   }
-  for (Listing::Item& item : read->items) item.settled = detail::settled(item.changed, now);
+  for (Listing::Item& item : read->items) {
+    item.settled = detail::settled(item.changed, now);
+    // A dtype can have any number of fields, at no cost to whoever links the file many times.
+    read->weight += 1 + (item.info ? item.info->dtype.descr().size() / 200 : 0);
+  }
   remember(key, read);
   return read;
 }

@@ -38,6 +38,17 @@ std::uint64_t available_memory() {
   return known ? kib * 1024 : UINT64_MAX;
 }
 
+// What this user can take of a file system. UINT64_MAX where nobody can tell.
+std::uint64_t free_bytes(const struct statfs& fs) {
+  std::uint64_t bytes = UINT64_MAX;
+  if (fs.f_blocks > 0) {  // a tmpfs may have no limit
+    bytes = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail) *
+            static_cast<std::uint64_t>(fs.f_bsize);
+  }
+  // It may promise more than the machine has; taking that would end in the kernel killing somebody.
+  return fs.f_type == TMPFS_MAGIC ? std::min(bytes, available_memory()) : bytes;
+}
+
 // Sweeps a whole directory.
 void sweep_all(int at, const std::string& directory) {
   FileDescriptor fd(openat(at, directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -164,12 +175,7 @@ void Staging::throw_no_space(int errnum) const {
   [[maybe_unused]] const int given_back = ftruncate(file_.get(), 0);
   struct statfs fs {};
   std::string free = "less is";
-  if (fstatfs(file_.get(), &fs) == 0) {
-    const auto blocks = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail);
-    std::uint64_t bytes = blocks * static_cast<std::uint64_t>(fs.f_bsize);
-    if (fs.f_type == TMPFS_MAGIC) bytes = std::min(bytes, available_memory());
-    free = human_size(bytes);
-  }
+  if (fstatfs(file_.get(), &fs) == 0) free = human_size(free_bytes(fs));
   throw Error(errnum, name_.given(),
               fmt::format("no space left: {} needed, {} free in {}; {}", human_size(size_), free,
                           name_.shm() ? shm_directory : place_.directory,
@@ -181,12 +187,7 @@ void Staging::throw_no_space(int errnum) const {
 void Staging::check_space(std::uint64_t bytes) const {
   struct statfs fs {};
   if (fstatfs(file_.get(), &fs) != 0) throw_errno(name_);
-  if (fs.f_blocks == 0) return;  // a tmpfs without limit, or one that does not tell
-  const auto free = static_cast<std::uint64_t>(geteuid() == 0 ? fs.f_bfree : fs.f_bavail);
-  if (bytes / static_cast<std::uint64_t>(fs.f_bsize) > free) throw_no_space(ENOSPC);
-  // A tmpfs may promise more than the machine has; taking it would end in the kernel killing
-  // somebody.
-  if (fs.f_type == TMPFS_MAGIC && bytes > available_memory()) throw_no_space(ENOSPC);
+  if (bytes > free_bytes(fs)) throw_no_space(ENOSPC);
 }
 
 void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_signal) {

@@ -230,6 +230,7 @@ void unmake(std::vector<Place::Made>& made) noexcept {
 std::string mount_of(dev_t device) {
   const std::string wanted = fmt::format(" {}:{} ", major(device), minor(device));
   std::ifstream mounts("/proc/self/mountinfo");
+  if (!mounts && exhausted(errno)) throw Error(errno, "/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
     const std::size_t type = line.find(" - ");
     if (type != std::string::npos && line.find(wanted) < type) return line.substr(type + 3);

@@ -21,11 +21,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // The array, or none when it is not there yet: what stands in its place may go, and a file that
-// another program is writing may become one.
-std::optional<Array> attached(const Name& name, Mode mode) {
+// another program is writing may become one. taken: whether there is such a file.
+std::optional<Array> attached(const Name& name, Mode mode, bool& taken) {
+  taken = false;
   try {
+    // To close what was open for writing is an event: who opens no array so would wait for himself.
+    if (mode == Mode::read_write) open_array(name);
     return attach(name, mode);
   } catch (const FormatError&) {
+    taken = true;
     return {};
   } catch (const Error& error) {
     const int errnum = error.errnum();
@@ -75,14 +79,16 @@ Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds>
   // What inotify does not tell of paths: changes behind a mount, where symbolic links end.
   constexpr std::chrono::nanoseconds unseen = std::chrono::seconds(1);
   // A user has 128 inotify instances where nobody has allowed more (fs.inotify.max_user_instances).
+  // And of stores to a mapping it tells nothing, of a write not where the file stays open.
   constexpr std::chrono::nanoseconds without_inotify = std::chrono::milliseconds(50);
-  std::optional<Array> array = attached(given, mode);
+  bool taken = false;
+  std::optional<Array> array = attached(given, mode, taken);
   while (!array) {
     const Name name = detail::behind_mount(given);
     const FileDescriptor events(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     if (!events && errno != EMFILE) throw Error(errno, given.given());
     const bool all_seen = events && watch(events, name) && name.shm();
-    array = attached(given, mode);
+    array = attached(given, mode, taken);
     if (array) break;
     std::optional<std::chrono::nanoseconds> patience;
     if (timeout) {
@@ -91,8 +97,8 @@ Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds>
         throw Error(ETIMEDOUT, given.given(), "no such array within the time given");
       }
     }
-    if (!all_seen) {
-      const auto next = events ? unseen : without_inotify;
+    if (!all_seen || taken) {
+      const auto next = events && !taken ? unseen : without_inotify;
       patience = patience ? std::min(*patience, next) : next;
     }
     timespec left{};

@@ -30,22 +30,37 @@ using namespace py::literals;
 
 namespace {
 
-// Without the GIL while it lives. A daemon thread that wants it back while the interpreter ends,
-// which ends such threads by an exception that no destructor may let through, stops here for good.
+// A daemon thread that wants the GIL back while the interpreter ends, which ends such threads by an
+// exception that neither destructors nor C may let through, stops here for good.
+[[noreturn]] void stop() {
+  while (true) pause();
+}
+
+// Without the GIL while it lives.
 class Released {
  public:
   Released() : state_(PyEval_SaveThread()) {}
   Released(const Released&) = delete;
   Released& operator=(const Released&) = delete;
-  ~Released() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (const abi::__forced_unwind&) {
-      while (true) pause();
-    }
+  ~Released() { restore(); }
+
+  // Lets Python hear signals. Throws what their handlers raise.
+  void check_signals() {
+    restore();
+    const std::unique_ptr<Released, void (*)(Released*)> again(
+        this, [](Released* self) { self->state_ = PyEval_SaveThread(); });
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
 
  private:
+  void restore() const noexcept {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      stop();
+    }
+  }
+
   PyThreadState* state_;
 };
 
@@ -103,6 +118,8 @@ PyObject* run(F&& f) {
     } else {
       return py::object(f()).release().ptr();
     }
+  } catch (const abi::__forced_unwind&) {  // from code in Python that f() has called
+    stop();
   } catch (...) {
     raise();
     return nullptr;
@@ -337,7 +354,8 @@ class Mapping {
       : array_(std::move(array)), name_(std::move(name)), built_(built) {
     const std::string& uri = array_->info().name;
     if (uri.starts_with("file://") && !uri.starts_with("file:///")) {
-      directory_ = std::filesystem::current_path().string();
+      std::error_code none;  // it may have been removed
+      directory_ = std::filesystem::current_path(none).string();
     }
   }
   Mapping(Mapping&&) noexcept = default;
@@ -357,7 +375,7 @@ class Mapping {
   std::string uri() const {
     const std::string& uri = array_->info().name;
     constexpr std::string_view scheme = "file://";
-    if (!uri.starts_with(scheme) || uri.substr(scheme.size(), 1) == "/") return uri;
+    if (directory_.empty()) return uri;
     return std::string(scheme) + directory_ + "/" + uri.substr(scheme.size());
   }
   const py::object& name() const { return name_; }
@@ -370,8 +388,25 @@ class Mapping {
   std::string directory_;  // what a relative path was relative to
 };
 
+// Made with the module: a static that Python makes when it is needed first can have one thread wait
+// for another that waits for the GIL of the first.
 PyTypeObject* array_type = nullptr;    // sharr.Array
 PyTypeObject* ndarray_type = nullptr;  // numpy.ndarray
+PyTypeObject* strided_type = nullptr;  // of the bases of what numpy's as_strided() gives
+PyObject* ndarray_wrap = nullptr;      // numpy.ndarray.__array_wrap__
+std::size_t max_ndim = 0;
+
+void look_up_numpy() {
+  py::detail::npy_api::get();
+  const py::module_ numpy = py::module_::import("numpy");
+  ndarray_type = reinterpret_cast<PyTypeObject*>(py::object(numpy.attr("ndarray")).release().ptr());
+  ndarray_wrap = py::object(numpy.attr("ndarray").attr("__array_wrap__")).release().ptr();
+  const py::object strided = py::module_::import("numpy.lib.stride_tricks")
+                                 .attr("as_strided")(py::array(py::dtype("V0"), 0));
+  strided_type = reinterpret_cast<PyTypeObject*>(
+      py::object(py::type::of(strided.attr("base"))).release().ptr());
+  max_ndim = py::getattr(numpy, "MAXDIMS", py::int_(64)).cast<std::size_t>();
+}
 
 bool is_ndarray(const PyObject* object) {
   return PyType_IsSubtype(Py_TYPE(object), ndarray_type) != 0;
@@ -381,18 +416,13 @@ bool is_ndarray(const PyObject* object) {
 // not ours. Each object on the way is held by the one before, so what comes last lives as long as
 // the array. Bases of other types than these could be anything, new at each look or in a circle.
 PyObject* mapping_of(PyObject* array) {
-  static PyObject* const dummy = py::object(py::module_::import("numpy.lib.stride_tricks")
-                                                .attr("as_strided")(py::array(py::dtype("V0"), 0))
-                                                .attr("base"))
-                                     .release()
-                                     .ptr();
   PyObject* at = array;
   while (at != nullptr) {
     if (is_ndarray(at)) {
       at = py::detail::array_proxy(at)->base;
     } else if (PyMemoryView_Check(at)) {
       at = PyMemoryView_GET_BUFFER(at)->obj;
-    } else if (Py_TYPE(at) == Py_TYPE(dummy)) {  // as_strided()'s
+    } else if (Py_TYPE(at) == strided_type) {
       const auto base = py::reinterpret_steal<py::object>(PyObject_GetAttrString(at, "base"));
       if (!base) throw py::error_already_set();
       at = base.ptr();
@@ -403,51 +433,49 @@ PyObject* mapping_of(PyObject* array) {
   return at != nullptr && Box<Mapping>::check(at) ? at : nullptr;
 }
 
-// What NumPy made of an Array, as an ndarray unless it shares the memory. Steals the reference.
-PyObject* plain(PyObject* result) {
-  if (result == nullptr || Py_TYPE(result) != array_type || mapping_of(result) != nullptr) {
-    return result;
-  }
-  PyObject* const view = PyObject_CallMethod(result, "view", "O", ndarray_type);
-  Py_DECREF(result);
-  return view;
+// What NumPy made of an Array, as an ndarray unless it shares the memory; null, as everything here,
+// with an error set.
+py::object plain(PyObject* made) {
+  auto result = py::reinterpret_steal<py::object>(made);
+  if (made == nullptr || Py_TYPE(made) != array_type || mapping_of(made) != nullptr) return result;
+  return py::reinterpret_steal<py::object>(PyObject_CallMethod(made, "view", "O", ndarray_type));
 }
 
 // Array.__getitem__ and Array.__array_wrap__. Here because every operation goes through them. What
 // a subclass of Array gives stays of that subclass, as with numpy.memmap.
 PyObject* getitem(PyObject* self, PyObject* key) {
-  return plain(ndarray_type->tp_as_mapping->mp_subscript(self, key));
+  return run([&] { return plain(ndarray_type->tp_as_mapping->mp_subscript(self, key)); });
 }
 
-PyObject* array_wrap(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+py::object wrapped(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count < 1 || count > 3 || !is_ndarray(args[0])) {
-    PyErr_SetString(PyExc_TypeError, "__array_wrap__(array, context=None, return_scalar=False)");
-    return nullptr;
+    throw py::type_error("__array_wrap__(array, context=None, return_scalar=False)");
   }
   PyObject* const array = args[0];
   if (Py_TYPE(self) != array_type) {
-    static PyObject* const method =
-        PyObject_GetAttrString(reinterpret_cast<PyObject*>(ndarray_type), "__array_wrap__");
-    if (method == nullptr) return nullptr;
     const py::tuple all(static_cast<std::size_t>(count) + 1);
     PyTuple_SET_ITEM(all.ptr(), 0, Py_NewRef(self));
     for (Py_ssize_t i = 0; i < count; ++i) PyTuple_SET_ITEM(all.ptr(), i + 1, Py_NewRef(args[i]));
-    return PyObject_Call(method, all.ptr(), nullptr);
+    return py::reinterpret_steal<py::object>(PyObject_Call(ndarray_wrap, all.ptr(), nullptr));
   }
   if (array == self || (Py_TYPE(array) == array_type && mapping_of(array) != nullptr)) {
-    return Py_NewRef(array);  // what was given as out=
+    return py::reinterpret_borrow<py::object>(array);  // what was given as out=
   }
   // NumPy 1 does not say whether a scalar is wanted: it always is.
   const int scalar = count == 3 ? PyObject_IsTrue(args[2]) : static_cast<int>(count < 3);
-  if (scalar < 0) return nullptr;
+  if (scalar < 0) throw py::error_already_set();
   if (scalar != 0 && py::detail::array_proxy(array)->nd == 0) {
     const py::tuple all(0);
-    return PyObject_GetItem(array, all.ptr());
+    return py::reinterpret_steal<py::object>(PyObject_GetItem(array, all.ptr()));
   }
   if (Py_TYPE(array) == array_type) return plain(Py_NewRef(array));
   // NumPy's squeeze() gives a plain view to be wrapped.
-  if (mapping_of(array) == nullptr) return Py_NewRef(array);
-  return PyObject_CallMethod(array, "view", "O", array_type);
+  if (mapping_of(array) == nullptr) return py::reinterpret_borrow<py::object>(array);
+  return py::reinterpret_steal<py::object>(PyObject_CallMethod(array, "view", "O", array_type));
+}
+
+PyObject* array_wrap(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return run([&] { return wrapped(self, args, count); });
 }
 
 // NumPy 1's Array.__array_prepare__.
@@ -492,13 +520,14 @@ py::array make_array(PyTypeObject* type, const py::dtype& dtype,
 }
 
 // upstream: None, or for the drop-in the name as its user gave it; structured elements are
-// V<itemsize> there.
+// V<itemsize> there. made: what numpy_dtype() gives for its dtype, if that is known.
 py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object& upstream,
-                  bool built = false) {
+                  const std::optional<py::dtype>& made = {}, bool built = false) {
   const sharr::Info& info = array.info();
   py::dtype dtype = !upstream.is_none() && info.dtype.structured()
                         ? py::dtype("V" + std::to_string(info.dtype.itemsize()))
-                        : numpy_dtype(info.dtype);
+                    : made ? *made
+                           : numpy_dtype(info.dtype);
   // NumPy makes S1 of S0, and would look at bytes that are not there.
   if (dtype.itemsize() == 0 && (dtype.kind() == 'S' || dtype.kind() == 'U') && info.size() > 0) {
     throw sharr::FormatError(name.given(), "dtype " + info.dtype.str() + " has no bytes");
@@ -536,25 +565,26 @@ struct Spec {
       type = probe.dtype();
       extents.insert(extents.end(), probe.shape() + 1, probe.shape() + probe.ndim());
     }
-    static const auto max_ndim =
-        py::getattr(py::module_::import("numpy"), "MAXDIMS", py::int_(64)).cast<std::size_t>();
     if (extents.size() > max_ndim) {
       // Found out too late, the array would be there and nobody could have it.
       throw py::value_error("NumPy has at most " + std::to_string(max_ndim) + " dimensions, not " +
                             std::to_string(extents.size()));
     }
     stored.emplace(library_dtype(type));
+    // Made from text by Python code, in which signals are heard: not when the array is there.
+    if (stored->structured()) made.emplace(numpy_dtype(*stored));
     options.order = order_of(order);
-    options.on_signal = check_signals;
   }
 
-  static void check_signals() {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  // For a call that is made while released lives.
+  const sharr::CreateOptions& options_with(Released& released) {
+    options.on_signal = [&released] { released.check_signals(); };
+    return options;
   }
 
   sharr::Shape extents;
   std::optional<sharr::Dtype> stored;
+  std::optional<py::dtype> made;  // of it, where that takes long
   sharr::CreateOptions options;
 };
 
@@ -574,10 +604,10 @@ py::array create(const py::object& name, const py::object& shape, const py::obje
   spec.options.reserve = truth(reserve);
   spec.options.exist_ok = truth(exist_ok);
   auto made = [&] {
-    const Released release;
-    return sharr::create(parsed, spec.extents, *spec.stored, spec.options);
+    Released release;
+    return sharr::create(parsed, spec.extents, *spec.stored, spec.options_with(release));
   }();
-  return ndarray(std::move(made), parsed, upstream);
+  return ndarray(std::move(made), parsed, upstream, spec.made);
 }
 
 // sharr.build: an array that is published when it is filled.
@@ -588,10 +618,10 @@ class NewArray {
       : name_(name_of(name)) {
     Spec spec(shape, dtype, order);
     spec.options.replace = replace;
-    const Released release;
-    new_.emplace(name_, spec.extents, *spec.stored, spec.options);
+    Released release;
+    new_.emplace(name_, spec.extents, *spec.stored, spec.options_with(release));
   }
-  py::array array() { return ndarray(alive().take(), name_, py::none(), true); }
+  py::array array() { return ndarray(alive().take(), name_, py::none(), {}, true); }
   void publish() {
     sharr::NewArray made = std::move(alive());
     new_.reset();
@@ -619,10 +649,10 @@ py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::objec
   const auto bytes = py::reinterpret_steal<py::bytes>(PyUnicode_EncodeFSDefault(leaf.ptr()));
   if (!bytes) throw py::error_already_set();
   const std::string name = bytes;
-  const Spec spec(shape, dtype, order);
+  Spec spec(shape, dtype, order);
   auto made = [&] {
-    const Released release;
-    return self.add(name, spec.extents, *spec.stored, spec.options);
+    Released release;
+    return self.add(name, spec.extents, *spec.stored, spec.options_with(release));
   }();
   const sharr::Name uri(made.info().name);
   return ndarray(std::move(made), uri, py::none());
@@ -638,10 +668,10 @@ py::array put(const py::object& name, const py::array& source, bool replace) {
   const bool copied = spec.stored->itemsize() == static_cast<std::size_t>(source.itemsize());
   const void* const elements = copied ? source.data() : nullptr;
   auto made = [&] {
-    const Released release;
-    return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options);
+    Released release;
+    return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options_with(release));
   }();
-  return ndarray(std::move(made), parsed, py::none());
+  return ndarray(std::move(made), parsed, py::none(), spec.made);
 }
 
 py::array wait(const py::object& name, const py::object& timeout, const py::object& mode) {
@@ -659,8 +689,8 @@ py::array wait(const py::object& name, const py::object& timeout, const py::obje
     }
   }
   auto array = [&] {
-    const Released release;
-    return sharr::wait(parsed, how, left, Spec::check_signals);
+    Released release;
+    return sharr::wait(parsed, how, left, [&release] { release.check_signals(); });
   }();
   return ndarray(std::move(array), parsed, py::none());
 }
@@ -927,8 +957,7 @@ void define_info(const py::module_& module) {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  ndarray_type = reinterpret_cast<PyTypeObject*>(
-      py::object(py::module_::import("numpy").attr("ndarray")).release().ptr());
+  look_up_numpy();
   m.doc() = "The compiled part of sharr; use the package.";
 
   // As io.UnsupportedOperation: an OSError for whoever looks at errno, a ValueError for the others.
@@ -977,9 +1006,7 @@ PYBIND11_MODULE(_core, m) {
     PyObject* const mapping = mapping_of(array.ptr());
     return py::reinterpret_borrow<py::object>(mapping != nullptr ? mapping : Py_None);
   });
-  m.def("plain", [](const py::object& result) {
-    return py::reinterpret_steal<py::object>(plain(Py_NewRef(result.ptr())));
-  });
+  m.def("plain", [](const py::object& result) { return plain(Py_NewRef(result.ptr())); });
   m.def("install", &install);
   m.def("load", &load);
   m.def("wait", &wait);

@@ -2,6 +2,8 @@
 
 import ast
 import errno
+import io
+import mmap
 import os
 import pathlib
 import random
@@ -781,6 +783,141 @@ def test_daemon_threads_end_with_the_interpreter(name):
                 started.acquire()
             """, name, check=False)  # fmt: skip
         assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("work", [
+    "sharr.delete(sharr.create(f'{name}-{i}', 70 << 20, 'u1').name)",  # which listens to signals
+    "sharr.attach(name)",  # whose dtype is made by Python code
+])  # fmt: skip
+def test_daemon_threads_in_python_end_with_the_interpreter(name, work):
+    sharr.create(name, 3, [("a", "f4"), ("b", "i2", (2,))])
+    for _ in range(5):
+        done = python(f"""
+            import sharr, sys, threading, time
+            name = sys.argv[1]
+            def work(i):
+                while True:
+                    {work}
+            for i in range(4):
+                threading.Thread(target=work, args=(i,), daemon=True).start()
+            time.sleep(0.1)
+            """, name, check=False)  # fmt: skip
+        assert done.returncode == 0 and done.stderr == ""
+
+
+def test_threads_do_not_wait_for_what_python_makes(name):
+    """Where the compiled part has Python make what it keeps for good, a thread that needs the same
+    waits for it with the GIL."""
+    called = python("""
+        import sharr, sys, threading
+        a = sharr.create(sys.argv[1], 10)
+        called = []
+        sys.setprofile(lambda frame, event, _: called.append(frame.f_code) if event == "call" else None)
+        a[1:5]
+        a + 1
+        sharr._core.create(sys.argv[1] + "-1", (10,), "f8", "C", True, False, None, None)
+        sys.setprofile(None)
+        sharr.delete(sys.argv[1] + "-1")
+        print(called)
+        """, name)  # fmt: skip
+    assert called == "[]\n"
+
+
+def test_code_in_python_comes_before_the_array(name):
+    """In it signals are heard, whose exceptions say that there is none."""
+    there = python("""
+        import os, sharr, sys
+        there = []
+        def look(frame, event, _):
+            if event == "call":
+                there.append(os.path.exists("/dev/shm/" + sys.argv[1]))
+        sys.setprofile(look)
+        sharr._core.create(sys.argv[1], 1, [("a", "f4"), ("b", "i2")], "C", True, False, None, None)
+        sys.setprofile(None)
+        print(len(there) > 0, any(there))
+        """, name)  # fmt: skip
+    assert there == "True False\n"
+
+
+def test_a_relative_path_in_a_directory_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = python("""
+        import os, sharr, sys
+        os.chdir(sys.argv[1])
+        os.rmdir(sys.argv[1])
+        print(sharr.create("file://../a.npy", 3).name)
+        """, gone)  # fmt: skip
+    assert done == "file://../a.npy\n"
+
+
+def test_attach_all_takes_the_mapping_that_is_there(name):
+    sharr.put_all(f"{name}/", {"x": np.zeros(10)})
+    x = sharr.attach(f"{name}/x")
+    assert sharr.attach_all(f"{name}/")["x"].base.addr == x.base.addr == sharr.attach(f"{name}/x").base.addr
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize("how", ["write", "store"])
+def test_wait_for_a_file_that_stays_open(name, mode, how):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1000,)})
+    path = f"/dev/shm/{name}"
+    with open(path, "w+b", buffering=0) as file:
+        file.write(header.getvalue())
+        if how == "store":
+            file.seek(0)
+            file.write(b"\0")
+            file.truncate(len(header.getvalue()) + 8000)
+            view = mmap.mmap(file.fileno(), 0)
+            view[1] = view[1]
+        waiting = subprocess.Popen([PYTHON, "-c", textwrap.dedent("""
+            import sharr, sys
+            print("waits", flush=True)
+            print(sharr.wait(sys.argv[1], 30, mode=sys.argv[2]).shape)
+            """), name, mode], stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert waiting.stdout.readline() == "waits\n"
+        time.sleep(0.2)
+        if how == "store":
+            view[0] = header.getvalue()[0]
+        else:
+            file.write(bytes(8000))
+        assert waiting.communicate()[0] == "(1000,)\n"
+
+
+@needs_root
+def test_more_than_the_machine_has_where_nothing_else_is_a_limit():
+    done = in_small_shm("0", """
+        import resource, sharr
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))  # a test that fails fills no memory
+        try:
+            sharr.create("x", 1 << 40, "u1")
+        except OSError as error:
+            print(error.errno, sharr.list())
+        """)  # fmt: skip
+    assert done.stdout == f"{errno.ENOSPC} []\n", done.stderr
+
+
+def test_a_listing_keeps_no_dtypes_of_any_size(name):
+    """One file of many fields, linked often, costs whoever makes it next to nothing."""
+    header = {"descr": [(f"f{i}", "|u1") for i in range(40_000)], "fortran_order": False, "shape": (0,)}
+    space = SHM / name
+    space.mkdir()
+    with open(space / "0", "wb") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+    for i in range(1, 100):
+        os.link(space / "0", space / str(i))
+    grown = python("""
+        import ctypes, sharr, sys
+        def memory():
+            ctypes.CDLL(None).malloc_trim(0)
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+        before = memory()
+        assert len(sharr.list(sys.argv[1])) == 100
+        print((memory() - before) / 1e6)
+        """, f"shm://{name}/")  # fmt: skip
+    assert float(grown) < 60  # of 160
 
 
 @needs_strace
