@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 #include <linux/limits.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -76,16 +78,24 @@ struct stat stat_of(int fd) {
 }
 
 // Whether another process has a file that the thread's process has closed. One that is just being
-// started has copies for a moment that are no use to anybody; once it is, they are closed.
-bool held_elsewhere(Where where, pid_t tid, const process::File& file, bool until_exec) {
-  constexpr int tries = 20;
+// started has copies for a moment, which are closed once it is.
+bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
+  constexpr int tries = 200;
   for (int i = 0; i < tries; ++i) {
     const Holders holders = process::holders(where, tid, file);
-    if (holders == Holders::none || (holders == Holders::until_exec && !until_exec)) return false;
+    if (holders == Holders::none) return false;
     if (holders == Holders::some || holders == Holders::unknown) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return true;
+}
+
+void copy_acl(int from, int to) {
+  constexpr const char* key = "system.posix_acl_access";
+  std::string value(XATTR_SIZE_MAX, '\0');
+  const ssize_t size = getxattr(self(from).c_str(), key, value.data(), value.size());
+  if (size <= 0) return;  // it has none, or its file system has none
+  if (fsetxattr(to, key, value.data(), static_cast<std::size_t>(size), 0) != 0) fail(errno);
 }
 
 // For a line of the log.
@@ -579,7 +589,15 @@ bool FileSystem::last_close(const NodePtr& node, pid_t tid, pid_t opener) {
   const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
   return process::holders(Where::process, tid, file) == Holders::none &&
          !held_elsewhere(process::same(tid, opener) ? Where::children : Where::everywhere, tid,
-                         file, false);
+                         file);
+}
+
+// Whether somebody has closed another open file of the node that may hold a lock.
+bool FileSystem::others_are_closing(const Handle& handle) {
+  const std::lock_guard lock(mutex_);
+  return std::ranges::any_of(handle.node->handles, [&](const Handle* other) {
+    return other != &handle && other->locked && other->closed;
+  });
 }
 
 void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
@@ -589,6 +607,8 @@ void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
   {
     const std::lock_guard lock(mutex_);
     std::erase(node->handles, handle.get());
+    // The kernel may have the same open file as that which it passes reads and writes to.
+    if (handle->locked) ::flock(handle->fd.get(), LOCK_UN);
     if (handle->writable) repaired = repair(*handle);
     std::erase_if(node->lock_owners,
                   [&](const auto& owner) { return owner.second->through == handle.get(); });
@@ -659,6 +679,10 @@ FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std:
     fail(errno);
   }
   if (fchmod(draft, st.st_mode & 01777) != 0) fail(errno);
+  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
+  if (const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH)) {
+    copy_acl(old.get(), draft);
+  }
   return writing;
 }
 
@@ -801,7 +825,7 @@ void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
     info = writing->draft.check(writing->declared);
   } catch (const sharr::FormatError& error) {
     const bool heard = tid != 0 && ending == process::Ending::none;
-    if (!heard || held_elsewhere(Where::everywhere, tid, file, true)) return;
+    if (!heard || held_elsewhere(Where::everywhere, tid, file)) return;
     writing->refused = true;
     log_refusal(node, error.message().c_str());
     // Where a write has failed for that, this is what a program should hear that looks no further
@@ -812,10 +836,11 @@ void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
     if (full) fail(ENOSPC);
     throw;
   }
-  if (!last_close(node, tid, writing->opener)) return;
+  // Of a thread out of sight all that can be told now is whether there is room.
+  if (tid != 0 && !last_close(node, tid, writing->opener)) return;
   try {
     writing->draft.reserve(*info);
-    publish(node, *writing, request);
+    if (tid != 0) publish(node, *writing, request);
   } catch (const std::system_error& error) {
     writing->refused = true;
     log_refusal(node, error.what());

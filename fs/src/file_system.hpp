@@ -166,6 +166,7 @@ class FileSystem {
   std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags, pid_t tid);
   // Whether a descriptor that the thread has closed was the last one of a file that opener opened.
   bool last_close(const NodePtr& node, pid_t tid, pid_t opener);
+  bool others_are_closing(const Handle& handle);
   void close(std::unique_ptr<Handle> handle) noexcept;
   // True when something was to be done.
   static bool repair(const Handle& handle) noexcept;

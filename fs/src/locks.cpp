@@ -53,12 +53,13 @@ void LockWaiters::wait(fuse_req_t request, std::function<int()> lock) {
   }
   Waiter& waiter = waiters_.emplace_back();
   try {
-    waiter.thread = std::thread([request, &waiter, lock = std::move(lock)] {
+    waiter.thread = std::thread([request, &waiter, lock = std::move(lock)]() mutable {
       waiter.id = pthread_self();
       fuse_req_interrupt_func(
           request, [](fuse_req_t, void* data) { give_up(*static_cast<Waiter*>(data)); }, &waiter);
       int errnum = EINTR;
       while (errnum == EINTR && !waiter.given_up) errnum = lock() == 0 ? 0 : errno;
+      lock = {};  // what it keeps, the lock among it, may go from the moment of the answer
       waiter.finished = true;
       fuse_req_interrupt_func(request, nullptr, nullptr);  // waits for one that is running
       fuse_reply_err(request, errnum);

@@ -30,7 +30,8 @@ struct FileSystem::Handle {
   bool writable = false;
   bool passthrough = false;
   pid_t opener = 0;
-  std::atomic<bool> flocked{false};  // may hold a lock of flock(2)
+  std::atomic<bool> locked{false};  // may hold a lock
+  std::atomic<bool> closed{false};  // by some descriptor, perhaps the last
 };
 
 // What an open directory showed when it was read last.

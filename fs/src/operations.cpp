@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <exception>
 #include <system_error>
+#include <thread>
 
 #include "caller.hpp"
 #include "file_system.hpp"
@@ -300,19 +302,23 @@ struct FileSystem::Operations {
   static void flush(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
-      const Handle& closed = handle(file);
+      Handle& closed = handle(file);
       bool repaired = false;
       {
         const std::lock_guard lock(fs.mutex_);
-        // As POSIX has it, whichever descriptor the process has closed.
-        closed.node->lock_owners.erase(file->lock_owner);
+        // As POSIX has it, whichever descriptor the process has closed; but who waits for a lock in
+        // another thread is to have it.
+        if (const auto found = closed.node->lock_owners.find(file->lock_owner);
+            found != closed.node->lock_owners.end()) {
+          struct flock all {};
+          all.l_type = F_UNLCK;
+          fcntl(found->second->fd.get(), F_OFD_SETLK, &all);
+          if (found->second.use_count() == 1) closed.node->lock_owners.erase(found);
+        }
+        closed.closed = true;
         if (closed.writable) repaired = repair(closed);
       }
       if (repaired) fs.expire_attributes(closed.node->id);
-      // The kernel says later that the file is closed, and lets go of the lock only then.
-      if (closed.flocked && fs.last_close(closed.node, caller_of(request), closed.opener)) {
-        ::flock(closed.fd.get(), LOCK_UN);
-      }
       fs.finish(closed.node, request);
       fuse_reply_err(request, 0);
     });
@@ -388,14 +394,38 @@ struct FileSystem::Operations {
 
   // Locks, on the backing file, so that they hold between the mount and what is beside it.
 
+  // Those of an open file go when the kernel says that it is closed, which is a moment after
+  // close(2) has returned. So who would not wait for such a lock waits for that.
+
+  // Tries for a lock, or waits for something else, for as long as the kernel may take.
+  template <class Try>
+  static int patiently(const Try& attempt) {
+    constexpr int tries = 100;
+    for (int i = 1;; ++i) {
+      if (attempt() == 0) return 0;
+      if ((errno != EAGAIN && errno != EACCES) || i == tries) return -1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      errno = EAGAIN;
+    }
+  }
+
   static void flock(fuse_req_t request, fuse_ino_t, fuse_file_info* file, int operation) {
     answer(request, [&] {
-      const int fd = handle(file).fd.get();  // open while the request lasts
-      handle(file).flocked = true;
+      FileSystem& fs = self_of(request);
+      Handle& opened = handle(file);
+      const int fd = opened.fd.get();  // open while the request lasts
+      opened.locked = true;
       if (::flock(fd, operation | LOCK_NB) == 0) {
         fuse_reply_err(request, 0);
-      } else if (errno == EWOULDBLOCK && (operation & LOCK_NB) == 0) {
-        self_of(request).lock_waiters_.wait(request, [=] { return ::flock(fd, operation); });
+      } else if (errno != EWOULDBLOCK) {
+        fail(errno);
+      } else if ((operation & LOCK_NB) == 0) {
+        fs.lock_waiters_.wait(request, [=] { return ::flock(fd, operation); });
+      } else if (fs.others_are_closing(opened)) {
+        fs.lock_waiters_.wait(request,
+                              [=] { return patiently([=] { return ::flock(fd, operation); }); });
+      } else if (::flock(fd, operation) == 0) {  // one has gone in between
+        fuse_reply_err(request, 0);
       } else {
         fail(errno);
       }
@@ -403,39 +433,71 @@ struct FileSystem::Operations {
   }
 
   // The open file that holds a process's locks on a node: with F_OFD_SETLK they are as much its own
-  // as they are the process's. An owner's locks go with the file that it has used last: of a
-  // process every close has ended them before, and an open file may have the owner of one whose end
-  // the kernel has yet to tell.
+  // as they are the process's. None with errno set. An owner's locks go with the file that it has
+  // used last: of a process every close has ended them before, and an open file may have the owner
+  // of one whose end the kernel has yet to tell.
   static std::shared_ptr<Node::LockOwner> lock_owner(FileSystem& fs, const Handle& opened,
                                                      std::uint64_t owner, pid_t pid) {
-    const std::lock_guard lock(fs.mutex_);
-    std::shared_ptr<Node::LockOwner>& found = opened.node->lock_owners[owner];
-    if (!found) {
-      FileDescriptor fd = reopen(opened.fd.get(), O_RDWR);
-      if (!fd) fd = reopen(opened.fd.get(), O_RDONLY);
-      if (!fd) {
-        const int errnum = errno;
-        opened.node->lock_owners.erase(owner);
-        fail(errnum);
+    {
+      const std::lock_guard lock(fs.mutex_);
+      const auto found = opened.node->lock_owners.find(owner);
+      if (found != opened.node->lock_owners.end()) {
+        found->second->through = &opened;
+        return found->second;
       }
-      found = std::make_shared<Node::LockOwner>(Node::LockOwner{.fd = std::move(fd), .pid = pid});
     }
-    found->through = &opened;
-    return found;
+    // A lease of somebody's would have an open wait for as long as he likes.
+    FileDescriptor fd = reopen(opened.fd.get(), O_RDWR | O_NONBLOCK);
+    if (!fd && errno != EWOULDBLOCK) fd = reopen(opened.fd.get(), O_RDONLY | O_NONBLOCK);
+    if (!fd) return {};
+    const std::lock_guard lock(fs.mutex_);
+    std::shared_ptr<Node::LockOwner>& made = opened.node->lock_owners[owner];
+    if (!made) {
+      made = std::make_shared<Node::LockOwner>(Node::LockOwner{.fd = std::move(fd), .pid = pid});
+    }
+    made->through = &opened;
+    return made;
   }
 
   static void setlk(fuse_req_t request, fuse_ino_t, fuse_file_info* file, struct flock* lock,
                     int sleeps) {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
-      const auto owner = lock_owner(fs, handle(file), file->lock_owner, lock->l_pid);
+      Handle& opened = handle(file);
+      opened.locked = true;
       struct flock wanted = *lock;
       wanted.l_pid = 0;
-      if (fcntl(owner->fd.get(), F_OFD_SETLK, &wanted) == 0) {
+      const auto set = [&fs, &opened, owner = file->lock_owner, pid = lock->l_pid,
+                        wanted](int command) {
+        struct flock changed = wanted;
+        const auto holder = lock_owner(fs, opened, owner, pid);
+        return holder ? fcntl(holder->fd.get(), command, &changed) : -1;
+      };
+      // The owner may be that of an open file which is about to go, with all its locks.
+      const auto goes = [&fs, &opened, owner = file->lock_owner] {
+        const std::lock_guard guard(fs.mutex_);
+        const auto found = opened.node->lock_owners.find(owner);
+        return found != opened.node->lock_owners.end() && found->second->through != &opened &&
+               found->second->through->closed;
+      };
+      const bool first = goes();
+      if (!first && set(F_OFD_SETLK) == 0) {
         fuse_reply_err(request, 0);
-      } else if ((errno == EAGAIN || errno == EACCES) && sleeps != 0) {
-        fs.lock_waiters_.wait(
-            request, [=]() mutable { return fcntl(owner->fd.get(), F_OFD_SETLKW, &wanted); });
+      } else if (!first && errno != EAGAIN && errno != EACCES) {
+        fail(errno);
+      } else if (first || sleeps != 0 || fs.others_are_closing(opened)) {
+        fs.lock_waiters_.wait(request, [=] {
+          if (first) {
+            patiently([&] {
+              errno = EAGAIN;
+              return goes() ? -1 : 0;
+            });
+          }
+          if (sleeps != 0) return set(F_OFD_SETLKW);
+          return patiently([&] { return set(F_OFD_SETLK); });
+        });
+      } else if (set(F_OFD_SETLK) == 0) {  // one has gone in between
+        fuse_reply_err(request, 0);
       } else {
         fail(errno);
       }

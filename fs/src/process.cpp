@@ -133,6 +133,8 @@ namespace {
 // Whether a process has a file: some says yes, and until_exec that exec would close it.
 Holders in_process(pid_t tid, const File& file) {
   const std::string directory = fmt::format("/proc/{}/fdinfo", tid);
+  // A process that shows nothing to its own user's programs (PR_SET_DUMPABLE).
+  if (access(directory.c_str(), R_OK | X_OK) != 0 && errno == EACCES) return Holders::unknown;
   Holders found = Holders::none;
   any_entry(directory, [&](const char* fd) {
     const std::string info = read_file(directory + "/" + fd);
@@ -183,7 +185,8 @@ Holders in_all(pid_t tid, const File& file) {
   any_entry("/proc", [&](const char* name) {
     const auto pid = number<pid_t>(name);
     Holders one = pid ? in_process(*pid, file) : Holders::none;
-    if (one == Holders::none) return false;
+    // To a daemon of a user most of them are other people's, which have nothing of his.
+    if (one == Holders::none || one == Holders::unknown) return false;
     if (*pid == process || !descends(*pid, process)) {
       one = Holders::some;
     } else if (one == Holders::some) {

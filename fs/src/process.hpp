@@ -42,7 +42,7 @@ enum class Where {
 };
 enum class Holders {
   none,
-  until_exec,  // what it has started, by copies which exec closes, as between fork and exec
+  until_exec,  // what it has started, by copies which exec closes, if it comes to that
   children,    // what it has started; while exec closes copies, some look as if it would not
   some,
   unknown,  // it could not be found out in time

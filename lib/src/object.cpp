@@ -4,7 +4,9 @@
 #include <dirent.h>
 #include <fmt/format.h>
 #include <linux/capability.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -141,7 +143,13 @@ bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& 
   if (item.kind != Kind::file) {
     item.kind = Kind::unknown;
     const FileDescriptor fd = open(O_PATH);
-    if (!fd || fstat(fd.get(), &st) != 0 || st.st_dev != device) return false;
+    // Whoever asks may be the daemon of what is mounted there, which has to ask itself no question.
+    struct statx here;
+    constexpr int unasked = AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
+    if (!fd || statx(fd.get(), "", unasked, 0, &here) != 0 ||
+        makedev(here.stx_dev_major, here.stx_dev_minor) != device || fstat(fd.get(), &st) != 0) {
+      return false;
+    }
     if (S_ISDIR(st.st_mode)) item.kind = Kind::directory;
     if (!S_ISREG(st.st_mode)) return item.shown();
   }

@@ -77,6 +77,15 @@ void sweep(int dirfd, const char* name) noexcept {
   struct stat st;
   if (!file || fstat(file.get(), &st) != 0) return;
   if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) return;
+  if (S_ISDIR(st.st_mode)) {
+    // Who may give it that name could have others remove what he may not.
+    struct stat parent;
+    if (fstat(dirfd, &parent) != 0) return;
+    const bool own = parent.st_uid == st.st_uid || parent.st_uid == 0;
+    const bool kept =
+        (parent.st_mode & S_ISVTX) != 0 || (parent.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+    if (!own || !kept) return;
+  }
   if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) return;
   if (S_ISREG(st.st_mode)) {
     unlinkat(dirfd, name, 0);

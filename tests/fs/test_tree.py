@@ -16,9 +16,12 @@ import os
 import pathlib
 import random
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -568,18 +571,105 @@ def test_waiting_for_a_lock_can_be_given_up(space, kind):
     children[19].communicate("\n")
 
 
+def flocked(path):
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def test_flock_is_let_go_when_the_last_descriptor_is_closed(space):
+    """The kernel tells of it after the close."""
     uri, behind, point = space
     (point / "a").write_bytes(content(1))
     for _ in range(50):
         for path in (point / "a", behind / "a"):
             with open(path, "rb") as file:
+                wait_until(lambda: not flocked(path), "the last one's lock to go")
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 duplicate = os.dup(file.fileno())
-            with open(behind / "a", "rb") as other:
-                with pytest.raises(BlockingIOError):
-                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert flocked(behind / "a")
             os.close(duplicate)
-    for _ in range(10):
-        subprocess.run(["flock", "-n", point / "a", "true"], check=True)
-        subprocess.run(["flock", "-n", behind / "a", "true"], check=True)
+    for path in (point / "a", behind / "a") * 10:
+        wait_until(lambda: subprocess.run(["flock", "-n", path, "true"]).returncode == 0, "the lock")
+
+
+def closed_elsewhere(path, how):
+    """Takes a lock by a descriptor that is closed here and open somewhere else. Returns what ends that."""
+    file = os.open(path, os.O_RDWR)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    read, write = os.pipe()
+    if how == "message":
+        one, other = socket.socketpair()
+        socket.send_fds(one, [b"x"], [file])
+        ends = [one, other]
+    elif os.fork() == 0:  # which execs nothing
+        if how == "grandchild" and os.fork() > 0:
+            os._exit(0)
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    else:
+        if how == "grandchild":
+            os.wait()
+        ends = [open(write, "wb", closefd=False)]
+    os.close(file), os.close(read)
+
+    def end():
+        [each.close() for each in ends]
+        os.close(write)
+        if how == "child":
+            os.wait()
+
+    return end
+
+
+@pytest.mark.parametrize("how", ["child", "grandchild", "message"])
+def test_flock_stays_with_whoever_has_the_open_file(space, how):
+    uri, behind, point = space
+    (point / "a").write_bytes(content(1))
+    end = closed_elsewhere(point / "a", how)
+    assert flocked(behind / "a") and flocked(point / "a")
+    end()
+    wait_until(lambda: not flocked(behind / "a"), "the lock to go")
+
+
+def test_who_waits_for_a_lock_gets_it_whatever_else_is_closed(space):
+    uri, behind, point = space
+    (point / "a").write_bytes(content(1))
+    child = holder(behind / "a", "lockf", "LOCK_EX")
+    child.stdout.readline()
+    other = open(point / "a", "rb")
+    with open(point / "a", "r+b") as file:
+        thread = threading.Thread(target=lambda: fcntl.lockf(file, fcntl.LOCK_EX))
+        thread.start()
+        wait_until(lambda: "->" in pathlib.Path("/proc/locks").read_text(), "the thread to wait")
+        other.close()
+        child.communicate("\n")
+        thread.join()
+        with open(behind / "a", "r+b") as beside:
+            fails(errno.EAGAIN, fcntl.lockf, beside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not flocked(behind / "a")
+    with open(behind / "a", "r+b") as beside:
+        fcntl.lockf(beside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_waits_for_no_lease(space):
+    """Which would keep everybody waiting."""
+    uri, behind, point = space
+    (point / "a").write_bytes(content(1))
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with open(point / "a", "rb") as file, open(behind / "a", "rb") as leased:
+        wait_until(lambda: lease(leased), "a lease")
+        fails(errno.EAGAIN, fcntl.lockf, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+
+
+def lease(file):
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:  # somebody has it open for writing
+        return False
+    return True

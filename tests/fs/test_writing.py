@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import textwrap
 import threading
@@ -320,6 +321,26 @@ def test_duplicates_and_children(space):
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
     assert (behind / "y").read_bytes() == data
+
+
+def test_whom_a_fork_gave_the_file_has_to_close_it(space):
+    """A parent that makes the file and leaves it to its children to fill it has not written it."""
+    uri, behind, point = space
+    with open(point / "x", "w+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (9,)})
+        file.flush()
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)
+            os.pwrite(file.fileno(), np.arange(9).tobytes(), file.tell())
+            os._exit(0)
+    assert not (point / "x").exists() and not (behind / "x").exists()
+    os.close(read), os.close(write)
+    os.waitpid(child, 0)
+    wait_until((point / "x").exists, "the array")
+    assert np.load(point / "x").tolist() == list(range(9))
 
 
 def test_exec_closes_too(space):
@@ -944,3 +965,56 @@ def test_the_library_creates_by_the_mounts_path(space):
         fails(errno.EEXIST, sharr.create, path, 3)
         sharr.delete(path)
     assert os.listdir(behind) == ["d"] and os.listdir(behind / "d") == []
+
+
+@needs_root
+def test_an_acl_stays_when_its_file_is_overwritten(space):
+    """Without it the mode, which bounds what it grants, would grant it to the group."""
+    uri, behind, point = space
+    (behind / "x").write_bytes(npy(A))
+    entries = [(1, 6, 2**32 - 1), (2, 6, 65534), (4, 0, 2**32 - 1), (16, 6, 2**32 - 1), (32, 0, 2**32 - 1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(behind / "x", "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("no ACLs here")
+    (point / "x").write_bytes(npy(B))
+    assert (behind / "x").read_bytes() == npy(B)
+    assert os.getxattr(behind / "x", "system.posix_acl_access") == acl
+
+
+@needs_root
+def test_a_name_of_ours_removes_nothing_of_others(space):
+    """Whoever may rename another's directory may not always empty it: nor may we for him."""
+    uri, behind, point = space
+    (behind / "shared" / "his").mkdir(parents=True)
+    os.chmod(behind / "shared", 0o777)
+    (behind / "shared" / "his" / "x").write_bytes(npy(A))
+    os.chown(behind / "shared" / "his", 65534, 65534)
+    os.rename(behind / "shared" / "his", behind / "shared" / ".sharr-tmp-0")
+    assert os.listdir(point / "shared") == []
+    assert sharr.list(f"{uri}/shared/") == []
+    assert (behind / "shared" / ".sharr-tmp-0" / "x").exists()
+    os.chmod(behind / "shared", 0o755)
+    assert sharr.list(f"{uri}/shared/") == []
+    assert not (behind / "shared" / ".sharr-tmp-0").exists()
+
+
+def test_inside_of_what_it_shows(name):
+    """The daemon's one thread comes by its own mount when it lists the source."""
+    behind = SHM / name
+    (behind / "m").mkdir(parents=True)
+    script = """
+        import os, sharr, sys
+        for i in range(300):
+            sharr.create(sys.argv[1] + "/x", 3)
+            assert os.listdir(f"/dev/shm/{sys.argv[1]}/m") == ["x"]
+            sharr.delete(sys.argv[1] + "/x")
+    """
+    with mounting(f"shm://{name}", behind / "m", "-s"):
+        child = subprocess.Popen([PYTHON, "-c", textwrap.dedent(script), name])
+        try:
+            assert child.wait(timeout=60) == 0
+        except subprocess.TimeoutExpired:  # the child cannot be killed before
+            os.kill(daemons(behind / "m")[0], signal.SIGKILL)
+            raise
