@@ -78,16 +78,16 @@ struct stat stat_of(int fd) {
 }
 
 // Whether another process has a file that the thread's process has closed. One that is just being
-// started has copies for a moment, which are closed once it is.
+// started has copies for a moment, which are closed once it is; whoever closes a file that others
+// keep waits for nothing, so not for long.
 bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
-  constexpr int tries = 200;
-  for (int i = 0; i < tries; ++i) {
+  for (int tries = 1;; ++tries) {
     const Holders holders = process::holders(where, tid, file);
     if (holders == Holders::none) return false;
     if (holders == Holders::some || holders == Holders::unknown) return true;
+    if (tries >= (holders == Holders::until_exec ? 200 : 20)) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  return true;
 }
 
 void copy_acl(int from, int to) {
