@@ -415,20 +415,20 @@ struct FileSystem::Operations {
       Handle& opened = handle(file);
       const int fd = opened.fd.get();  // open while the request lasts
       opened.locked = true;
-      if (::flock(fd, operation | LOCK_NB) == 0) {
-        fuse_reply_err(request, 0);
-      } else if (errno != EWOULDBLOCK) {
-        fail(errno);
-      } else if ((operation & LOCK_NB) == 0) {
-        fs.lock_waiters_.wait(request, [=] { return ::flock(fd, operation); });
-      } else if (fs.others_are_closing(opened)) {
-        fs.lock_waiters_.wait(request,
-                              [=] { return patiently([=] { return ::flock(fd, operation); }); });
-      } else if (::flock(fd, operation) == 0) {  // one has gone in between
-        fuse_reply_err(request, 0);
-      } else {
-        fail(errno);
+      const auto attempt = [=] { return ::flock(fd, operation | LOCK_NB); };
+      int errnum = attempt() == 0 ? 0 : errno;
+      if (errnum == EWOULDBLOCK) {
+        if ((operation & LOCK_NB) == 0) {
+          fs.lock_waiters_.wait(request, [=] { return ::flock(fd, operation); });
+          return;
+        }
+        if (fs.others_are_closing(opened)) {
+          fs.lock_waiters_.wait(request, [=] { return patiently(attempt); });
+          return;
+        }
+        errnum = attempt() == 0 ? 0 : errno;  // one may have gone in between
       }
+      fuse_reply_err(request, errnum);
     });
   }
 
@@ -481,26 +481,25 @@ struct FileSystem::Operations {
                found->second->through->closed;
       };
       const bool first = goes();
-      if (!first && set(F_OFD_SETLK) == 0) {
-        fuse_reply_err(request, 0);
-      } else if (!first && errno != EAGAIN && errno != EACCES) {
-        fail(errno);
-      } else if (first || sleeps != 0 || fs.others_are_closing(opened)) {
-        fs.lock_waiters_.wait(request, [=] {
-          if (first) {
-            patiently([&] {
-              errno = EAGAIN;
-              return goes() ? -1 : 0;
-            });
-          }
-          if (sleeps != 0) return set(F_OFD_SETLKW);
-          return patiently([&] { return set(F_OFD_SETLK); });
-        });
-      } else if (set(F_OFD_SETLK) == 0) {  // one has gone in between
-        fuse_reply_err(request, 0);
-      } else {
-        fail(errno);
+      const auto attempt = [=] { return set(F_OFD_SETLK); };
+      int errnum = EAGAIN;
+      if (!first) errnum = attempt() == 0 ? 0 : errno;
+      if (errnum == EAGAIN || errnum == EACCES) {
+        if (first || sleeps != 0 || fs.others_are_closing(opened)) {
+          fs.lock_waiters_.wait(request, [=] {
+            if (first) {
+              patiently([&] {
+                errno = EAGAIN;
+                return goes() ? -1 : 0;
+              });
+            }
+            return sleeps != 0 ? set(F_OFD_SETLKW) : patiently(attempt);
+          });
+          return;
+        }
+        errnum = attempt() == 0 ? 0 : errno;  // one may have gone in between
       }
+      fuse_reply_err(request, errnum);
     });
   }
 

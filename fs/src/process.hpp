@@ -45,7 +45,7 @@ enum class Holders {
   until_exec,  // what it has started, by copies which exec closes, if it comes to that
   children,    // what it has started; while exec closes copies, some look as if it would not
   some,
-  unknown,  // it could not be found out in time
+  unknown,  // it could not be found out, or not in time
 };
 // Who has a descriptor of the file. What is behind a descriptor of some process can make it wait
 // for whoever it waits for, this daemon included, so it looks in a thread of its own, and not for
