@@ -459,13 +459,14 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
     if (std::ranges::all_of(again, as_before)) return known;
     read = std::make_shared<Listing>(*known);
     for (auto& [i, item] : again) read->items[i] = std::move(item);
-    read->weight = 0;
   }
+  std::size_t weight = 0;
   for (Listing::Item& item : read->items) {
     item.settled = detail::settled(item.changed, now);
     // A dtype can have any number of fields, at no cost to whoever links the file many times.
-    read->weight += 1 + (item.info ? item.info->dtype.descr().size() / 200 : 0);
+    weight += 1 + (item.info ? item.info->dtype.descr().size() / 200 : 0);
   }
+  read->weight = weight;
   remember(key, read);
   return read;
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "access.hpp"
@@ -21,12 +22,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // The array, or none when it is not there yet: what stands in its place may go, and a file that
-// another program is writing may become one. taken: whether there is such a file.
+// another program is writing may become one. taken: whether there was such a file, and then whether
+// there is.
 std::optional<Array> attached(const Name& name, Mode mode, bool& taken) {
-  taken = false;
+  const bool was_taken = std::exchange(taken, false);
   try {
     // To close what was open for writing is an event: who opens no array so would wait for himself.
-    if (mode == Mode::read_write) open_array(name);
+    if (was_taken && mode == Mode::read_write) open_array(name);
     return attach(name, mode);
   } catch (const FormatError&) {
     taken = true;

@@ -618,10 +618,11 @@ class NewArray {
       : name_(name_of(name)) {
     Spec spec(shape, dtype, order);
     spec.options.replace = replace;
+    made_ = spec.made;
     Released release;
     new_.emplace(name_, spec.extents, *spec.stored, spec.options_with(release));
   }
-  py::array array() { return ndarray(alive().take(), name_, py::none(), {}, true); }
+  py::array array() { return ndarray(alive().take(), name_, py::none(), made_, true); }
   void publish() {
     sharr::NewArray made = std::move(alive());
     new_.reset();
@@ -640,6 +641,7 @@ class NewArray {
 
   sharr::Name name_;
   pid_t maker_ = getpid();
+  std::optional<py::dtype> made_;  // as Spec has it
   std::optional<sharr::NewArray> new_;
 };
 
@@ -655,7 +657,7 @@ py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::objec
     return self.add(name, spec.extents, *spec.stored, spec.options_with(release));
   }();
   const sharr::Name uri(made.info().name);
-  return ndarray(std::move(made), uri, py::none());
+  return ndarray(std::move(made), uri, py::none(), spec.made);
 }
 
 // source: contiguous in one order or the other.

@@ -601,24 +601,22 @@ def closed_elsewhere(path, how):
     file = os.open(path, os.O_RDWR)
     fcntl.flock(file, fcntl.LOCK_EX)
     read, write = os.pipe()
+    sockets = ()
     if how == "message":
-        one, other = socket.socketpair()
-        socket.send_fds(one, [b"x"], [file])
-        ends = [one, other]
+        sockets = socket.socketpair()
+        socket.send_fds(sockets[0], [b"x"], [file])
     elif os.fork() == 0:  # which execs nothing
         if how == "grandchild" and os.fork() > 0:
             os._exit(0)
         os.close(write)
         os.read(read, 1)
         os._exit(0)
-    else:
-        if how == "grandchild":
-            os.wait()
-        ends = [open(write, "wb", closefd=False)]
+    elif how == "grandchild":
+        os.wait()
     os.close(file), os.close(read)
 
     def end():
-        [each.close() for each in ends]
+        [each.close() for each in sockets]
         os.close(write)
         if how == "child":
             os.wait()

@@ -809,7 +809,7 @@ def test_threads_do_not_wait_for_what_python_makes(name):
     """Where the compiled part has Python make what it keeps for good, a thread that needs the same
     waits for it with the GIL."""
     called = python("""
-        import sharr, sys, threading
+        import sharr, sys
         a = sharr.create(sys.argv[1], 10)
         called = []
         sys.setprofile(lambda frame, event, _: called.append(frame.f_code) if event == "call" else None)
