@@ -1,7 +1,10 @@
 #include "file_system.hpp"
 
+#include <endian.h>
 #include <fmt/format.h>
 #include <linux/limits.h>
+#include <linux/posix_acl.h>
+#include <linux/posix_acl_xattr.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -10,6 +13,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -90,12 +94,41 @@ bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
   }
 }
 
+constexpr const char* access_acl = "system.posix_acl_access";
+
+// Empty where there is none, or the file system has none.
+std::string acl_of(int fd) {
+  std::array<char, XATTR_SIZE_MAX> value;
+  const ssize_t size = getxattr(self(fd).c_str(), access_acl, value.data(), value.size());
+  if (size < 0 && errno != ENODATA && errno != EOPNOTSUPP) fail(errno);
+  return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
+}
+
 void copy_acl(int from, int to) {
-  constexpr const char* key = "system.posix_acl_access";
-  std::string value(XATTR_SIZE_MAX, '\0');
-  const ssize_t size = getxattr(self(from).c_str(), key, value.data(), value.size());
-  if (size <= 0) return;  // it has none, or its file system has none
-  if (fsetxattr(to, key, value.data(), static_cast<std::size_t>(size), 0) != 0) fail(errno);
+  const std::string acl = acl_of(from);
+  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+}
+
+// The kernel goes by a directory's mode alone, the group's part of which is what its ACL grants to
+// anybody. So it is told what each of the group, and each of all others, may do by the ACL; whom
+// that grants more has less through the mount. Who opens a file is checked for its ACL anyway.
+mode_t mode_within_acl(int directory, mode_t mode) {
+  const std::string acl = acl_of(directory);
+  mode_t group = mode >> 3U & S_IRWXO;
+  mode_t other = mode & S_IRWXO;
+  mode_t mask = S_IRWXO;
+  // From the end, where the mask is, to what it bounds: acl(5) has an order.
+  posix_acl_xattr_entry entry;
+  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
+       end -= sizeof(entry)) {
+    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
+    const mode_t granted = le16toh(entry.e_perm) & mask;
+    const unsigned tag = le16toh(entry.e_tag);
+    if (tag == ACL_MASK) mask = granted;
+    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
+    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
+  }
+  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
 }
 
 // For a line of the log.
@@ -344,12 +377,17 @@ struct stat FileSystem::stat_node(const NodePtr& node) {
         std::max<nlink_t>(st.st_nlink, 1);  // what a program that has a name for it expects
     return st;
   }
+  struct stat st;
+  if (node->directory) {
+    const FileDescriptor fd = open_directory(node);
+    st = stat_of(fd.get());
+    st.st_mode = mode_within_acl(fd.get(), st.st_mode);
+    return st;
+  }
   {
     const std::lock_guard lock(mutex_);
-    if (node->fd) return stat_of(node->fd.get());
     if (!node->handles.empty()) return stat_of(node->handles.front()->fd.get());
   }
-  struct stat st;
   open_node(node, O_PATH, st);
   return st;
 }
@@ -388,7 +426,10 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
     fd = FileDescriptor();
     if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
-  if (fd) sweep();
+  if (fd) {
+    entry->st.st_mode = mode_within_acl(fd.get(), entry->st.st_mode);
+    sweep();
+  }
   std::unique_lock lock(mutex_);
   auto [node, added] = node_of(entry->st);
   // The root has no name, even if a bind mount or a race shows it below itself.

@@ -382,11 +382,13 @@ def test_a_replaced_name_never_fails(space, mode):
         """), uri, behind],
     )  # fmt: skip
     try:
-        for _ in range(1000):
+        for turn in range(1000):
             assert os.stat(point / "a").st_size == 4196
             with open(point / "a", "rb") as file:
                 assert len(file.read()) == 4196
-            if mode == NATIVE:  # else what is behind has to stand still for a moment
+            # Some milliseconds each: what is behind has to stand still for a moment. Where the
+            # mount cannot be mapped, there is nothing to fall back to.
+            if mode == NATIVE and turn % 10 == 0:
                 assert sharr.attach(point / "a").shape == (100,)
     finally:
         writer.kill()

@@ -7,6 +7,7 @@ import pathlib
 import random
 import re
 import stat
+import struct
 import subprocess
 import textwrap
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import sharr
 import test_tree
-from conftest import NOBODY, PYTHON, ROOT, SHM, as_nobody, needs_root
+from conftest import NOBODY, PYTHON, ROOT, SHM, as_nobody, needs_root, wait_until
 from mounts import NATIVE, daemons, mode, mounted, mounting, needs_fuse, unmount
 
 pytestmark = [needs_fuse, needs_root]
@@ -253,6 +254,54 @@ def test_groups(world):
     run_as("""
         no(errno.EACCES, os.listdir, f"{point}/d")
         no(errno.EACCES, open, f"{point}/d/c", "wb")
+    """, behind, point)  # fmt: skip
+
+
+def acl(**entries):
+    """An ACL as its attribute has it (linux/posix_acl_xattr.h); nobody is a user's entry, root a group's."""
+    tags = {"owner": (1, -1), "nobody": (2, NOBODY), "group": (4, -1), "root": (8, 0), "mask": (16, -1), "other": (32, -1)}
+    rows = [(*tags[tag], permissions) for tag, permissions in entries.items()]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", tag, permissions, who) for tag, who, permissions in rows)
+
+
+def test_no_more_than_an_acl_grants(world):
+    """To directories, where the kernel asks nobody; and as it is now."""
+    behind, point = world
+    key = "system.posix_acl_access"
+    # The ACL, and the mode that all of the group and all others have by it.
+    wanted = {
+        acl(owner=7, nobody=5, group=0, mask=7, other=0): 0o700,  # the mode is 0o770
+        acl(owner=7, nobody=0, group=5, mask=7, other=5): 0o700,
+        acl(owner=7, nobody=7, group=7, mask=5, other=7): 0o755,
+        acl(owner=7, group=7, mask=1, other=5): 0o715,
+        acl(owner=7, group=5, root=1, mask=7, other=5): 0o751,
+        acl(owner=7, nobody=7, group=5, root=7, mask=7, other=5): 0o755,
+    }
+    (behind / "d/e").mkdir(parents=True), (behind / "d/e/a").write_bytes(npy(1.0))
+    os.chown(behind / "d/e", 0, NOBODY)
+    try:
+        for value, mode in wanted.items():
+            os.setxattr(behind / "d/e", key, value)
+            wait_until(lambda mode=mode: os.stat(point / "d/e").st_mode == 0o40000 | mode, oct(mode))
+    except OSError:
+        pytest.skip("no ACLs here")
+    for value in list(wanted)[:2]:
+        os.setxattr(behind / "d/e", key, value)
+        wait_until(lambda: os.stat(point / "d/e").st_mode == 0o40700, "the ACL")
+        for groups in ([], [NOBODY]):
+            run_as("""
+                no(errno.EACCES, os.listdir, f"{point}/d/e")
+                no(errno.EACCES, os.stat, f"{point}/d/e/a")
+                no(errno.EACCES, open, f"{point}/d/e/a", "rb")
+            """, behind, point, groups=groups)  # fmt: skip
+    os.removexattr(behind / "d/e", key)
+    os.chmod(behind / "d/e", 0o755)
+    wait_until(lambda: os.stat(point / "d/e").st_mode == 0o40755, "the ACL is gone")
+    # That of a file counts when it is opened.
+    os.setxattr(behind / "d/e/a", key, acl(owner=6, nobody=0, group=4, mask=4, other=4))
+    run_as("""
+        assert os.listdir(f"{point}/d/e") == ["a"]
+        no(errno.EACCES, open, f"{point}/d/e/a", "rb")
     """, behind, point)  # fmt: skip
 
 
