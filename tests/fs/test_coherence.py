@@ -321,7 +321,7 @@ def test_directories_that_are_gone_take_no_descriptors(place, inotify):
     with contextlib.ExitStack() as stack:
         with contextlib.nullcontext() if inotify else set_to_none("max_user_instances"):
             stack.enter_context(limited(uri, point, 1000))
-        for i in range(400):
+        for i in range(150):
             (behind / f"d{i}/e").mkdir(parents=True)
             sharr.create(f"{uri}/d{i}/x", 3)
             assert len(known(point)) == 4
