@@ -34,7 +34,11 @@ std::vector<gid_t> groups_of(fuse_req_t request) {
 
 AsCaller::AsCaller(fuse_req_t request) {
   const fuse_ctx* const caller = fuse_req_ctx(request);
-  if (geteuid() != 0 || caller->uid == 0) return;
+  if (geteuid() != 0) return;
+  if (caller->uid == 0) {
+    setfsgid(caller->gid);
+    return;
+  }
   const int count = getgroups(0, nullptr);
   if (count < 0) throw std::system_error(errno, std::generic_category());
   groups_.resize(static_cast<std::size_t>(count));
@@ -47,9 +51,9 @@ AsCaller::AsCaller(fuse_req_t request) {
 }
 
 AsCaller::~AsCaller() {
+  setfsgid(getegid());
   if (!switched_) return;
   setfsuid(geteuid());
-  setfsgid(getegid());
   // Going on with somebody else's groups would be worse than not going on.
   if (set_thread_groups(groups_) != 0) std::abort();
 }

@@ -17,7 +17,10 @@
 // None of these waits for anything. What is not there is never remembered, so that a new name needs
 // no word. What inotify does not tell ends with the time that was given: a store to a mapping sets
 // the time of modification, a read that of access, and a file system may be mounted on a directory.
+#include <fcntl.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -78,6 +81,21 @@ bool is_local(int fd) {
   struct statfs st;
   if (fstatfs(fd, &st) != 0) return false;
   return std::ranges::find(known, static_cast<std::uint32_t>(st.f_type)) != std::end(known);
+}
+
+// Which inode has a name, and how many names that has. What is mounted there is not asked: it may
+// be this mount, which has to ask itself no question.
+bool look(int directory, const std::string& name, struct stat& st) {
+  struct statx found;
+  constexpr int flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC;
+  constexpr unsigned wanted = STATX_TYPE | STATX_INO | STATX_NLINK;
+  if (statx(directory, name.c_str(), flags, wanted, &found) != 0) return false;
+  st = {};
+  st.st_dev = makedev(found.stx_dev_major, found.stx_dev_minor);
+  st.st_ino = found.stx_ino;
+  st.st_mode = found.stx_mode;
+  st.st_nlink = found.stx_nlink;
+  return true;
 }
 
 std::size_t place_hash(fuse_ino_t parent, std::string_view name) {
@@ -229,7 +247,13 @@ void FileSystem::prune(const std::vector<NodePtr>& nodes) {
 }
 
 void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes, std::vector<NodePtr> also) {
+  // The kernel takes some microseconds for each, and whoever has other changes to see waits.
+  constexpr std::size_t most = 500;
   also.insert(also.end(), nodes.begin(), nodes.end());
+  if (also.size() > most) {
+    expire_names();
+    return;
+  }
   prune(also);
   if (nodes.empty()) return;
   {
@@ -301,10 +325,7 @@ bool FileSystem::displaced(const NodePtr& node) {
   }
   struct stat st;
   const sharr::FileDescriptor directory = held(parent);
-  if (!directory || fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
-    return true;
-  }
-  return key_of(st) != key;
+  return !directory || !look(directory.get(), name, st) || key_of(st) != key;
 }
 
 bool FileSystem::insists(pid_t tid) {
@@ -340,7 +361,7 @@ void FileSystem::taken(Directory& directory) {
 void FileSystem::arrived(const NodePtr& directory, const std::string& name,
                          std::set<NodePtr>& changed, std::vector<NodePtr>& misnamed) {
   struct stat st;
-  if (fstatat(directory->fd.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) return;
+  if (!look(directory->fd.get(), name, st)) return;
   const auto known = ids_.find(key_of(st));
   if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
   const NodePtr& node = nodes_.at(known->second);

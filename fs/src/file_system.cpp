@@ -104,9 +104,14 @@ std::string acl_of(int fd) {
   return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
 }
 
+// to: a new file, which may have inherited one.
 void copy_acl(int from, int to) {
   const std::string acl = acl_of(from);
-  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+  if (!acl.empty()) {
+    if (fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+  } else if (!acl_of(to).empty() && fremovexattr(to, access_acl) != 0) {
+    fail(errno);
+  }
 }
 
 // The kernel goes by a directory's mode alone, the group's part of which is what its ACL grants to
@@ -146,7 +151,11 @@ std::string printable(std::string_view text) {
 bool is_foreign(int directory, const std::string& name) {
   // Twice: between the two looks an array may have come.
   const auto shown = [&] { return sharr::inspect(directory, name, "").has_value(); };
-  return !shown() && faccessat(directory, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0 && !shown();
+  return !shown() && is_there(directory, name) && !shown();
+}
+
+bool is_there(int directory, const std::string& name) {
+  return sharr::open_beneath(directory, name, O_PATH) || errno != ENOENT;
 }
 
 std::string self(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
@@ -270,18 +279,23 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
   fd = sharr::open_beneath(open_directory(parent).get(), name, flags);
   const int errnum = errno;
   if (fd) st = stat_of(fd.get());
-  const std::lock_guard lock(mutex_);
-  const bool same = fd && key_of(st) == node->key;
-  if (same || node->handles.empty()) {
-    if (!fd) fail(errnum);
-    if (!S_ISREG(st.st_mode)) fail(ESTALE);
-    bind(*node, key_of(st));
-    // It may have been retired while the name was away.
-    if (!node->placed && nodes_.contains(node->id)) place(node, parent, name);
-    return fd;
+  FileDescriptor open;
+  {
+    const std::lock_guard lock(mutex_);
+    const bool same = fd && key_of(st) == node->key;
+    if (same || node->handles.empty()) {
+      if (!fd) fail(errnum);
+      if (!S_ISREG(st.st_mode)) fail(ESTALE);
+      bind(*node, key_of(st));
+      // It may have been retired while the name was away.
+      if (!node->placed && nodes_.contains(node->id)) place(node, parent, name);
+      return fd;
+    }
+    open = FileDescriptor(fcntl(node->handles.front()->fd.get(), F_DUPFD_CLOEXEC, 0));
   }
-  fd = reopen(node->handles.front()->fd.get(), flags);
-  if (!fd) fail(errno);
+  // Not with the lock: a lease of somebody's may make it wait.
+  if (open) fd = reopen(open.get(), flags);
+  if (!open || !fd) fail(errno);
   st = stat_of(fd.get());
   return fd;
 }
@@ -544,10 +558,9 @@ std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino
 // Open files
 
 std::pair<std::unique_ptr<FileSystem::Handle>, int> FileSystem::open_handle(const NodePtr& node,
-                                                                            int flags, pid_t tid) {
+                                                                            int flags) {
   auto opened = std::make_unique<Handle>();
   opened->node = node;
-  opened->opener = tid;
   opened->writable = (flags & O_ACCMODE) != O_RDONLY;
   const int access = opened->writable ? O_RDWR : O_RDONLY;
   while (true) {
@@ -626,18 +639,20 @@ void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr
 
 // The others looked at are those who can have it from this one: what the process has started, or,
 // when it has the file from somebody itself, everybody.
-bool FileSystem::last_close(const NodePtr& node, pid_t tid, pid_t opener) {
+bool FileSystem::last_close(const NodePtr& node, pid_t tid, const Writing& writing, off_t size) {
   const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
-  return process::holders(Where::process, tid, file) == Holders::none &&
-         !held_elsewhere(process::same(tid, opener) ? Where::children : Where::everywhere, tid,
-                         file);
+  if (process::holders(Where::process, tid, file) != Holders::none) return false;
+  // What nobody has written yet may be left to whoever came by the file in any way.
+  const bool whole = lseek(writing.draft.fd(), 0, SEEK_HOLE) >= size;
+  const bool children = whole && process::same(tid, writing.opener);
+  return !held_elsewhere(children ? Where::children : Where::everywhere, tid, file);
 }
 
 // Whether somebody has closed another open file of the node that may hold a lock.
 bool FileSystem::others_are_closing(const Handle& handle) {
   const std::lock_guard lock(mutex_);
   return std::ranges::any_of(handle.node->handles, [&](const Handle* other) {
-    return other != &handle && other->locked && other->closed;
+    return other != &handle && other->locked && other->closing();
   });
 }
 
@@ -651,8 +666,13 @@ void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
     // The kernel may have the same open file as that which it passes reads and writes to.
     if (handle->locked) ::flock(handle->fd.get(), LOCK_UN);
     if (handle->writable) repaired = repair(*handle);
-    std::erase_if(node->lock_owners,
-                  [&](const auto& owner) { return owner.second->through == handle.get(); });
+    std::erase_if(node->lock_owners, [&](auto& owner) {
+      if (owner.second->through != handle.get()) return false;
+      if (owner.second.use_count() == 1) return true;
+      // Another thread waits for a lock, by a handle that is open while it does.
+      owner.second->through = node->handles.empty() ? nullptr : node->handles.front();
+      return false;
+    });
     if (node->handles.empty()) {
       node->header = std::string();
       if (node->backing_id != 0) passthrough::close(session_, std::exchange(node->backing_id, 0));
@@ -878,7 +898,8 @@ void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
     throw;
   }
   // Of a thread out of sight all that can be told now is whether there is room.
-  if (tid != 0 && !last_close(node, tid, writing->opener)) return;
+  const auto size = static_cast<off_t>(info->offset + info->nbytes);
+  if (tid != 0 && !last_close(node, tid, *writing, size)) return;
   try {
     writing->draft.reserve(*info);
     if (tid != 0) publish(node, *writing, request);

@@ -163,9 +163,10 @@ class FileSystem {
   int noticed(const std::vector<Watches::Event>& events);
 
   // Open files. A backing id of 0 stands for direct_io.
-  std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags, pid_t tid);
-  // Whether a descriptor that the thread has closed was the last one of a file that opener opened.
-  bool last_close(const NodePtr& node, pid_t tid, pid_t opener);
+  std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags);
+  // Whether a descriptor of a draft that the thread has closed was the last one. size: of the
+  // array.
+  bool last_close(const NodePtr& node, pid_t tid, const Writing& writing, off_t size);
   bool others_are_closing(const Handle& handle);
   void close(std::unique_ptr<Handle> handle) noexcept;
   // True when something was to be done.

@@ -20,18 +20,28 @@ constexpr std::string_view attribute_prefix = "user.sharr.";
 std::string self(int fd);
 // Another open file of it; empty with errno set when that is not to be had.
 sharr::FileDescriptor reopen(int fd, int flags);
-// Whether something has the name that is not shown here.
+// Whether something has the name; what is mounted there is not asked.
+bool is_there(int directory, const std::string& name);
+// And is not shown here.
 bool is_foreign(int directory, const std::string& name);
 
 // An open file.
 struct FileSystem::Handle {
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds most_late{100};
+
   NodePtr node;
   sharr::FileDescriptor fd;  // of its own, so that a lock on it is this open file's
   bool writable = false;
   bool passthrough = false;
-  pid_t opener = 0;
   std::atomic<bool> locked{false};  // may hold a lock
-  std::atomic<bool> closed{false};  // by some descriptor, perhaps the last
+  // When, and by what owner of locks, a descriptor of it was closed last, which may be the last of
+  // all. Guarded by mutex_.
+  Clock::time_point closed;
+  std::uint64_t closed_by = 0;
+
+  // Whether the kernel may be about to say that it is gone.
+  bool closing() const { return Clock::now() - closed < most_late; }
 };
 
 // What an open directory showed when it was read last.

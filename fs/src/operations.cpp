@@ -36,6 +36,15 @@ timespec time_to_set(int to_set, int given, int now, const timespec& time) {
   return {.tv_sec = 0, .tv_nsec = UTIME_OMIT};
 }
 
+// Of a draft, which may be mapped: what it grows by is to be there.
+void resize(int fd, off_t before, off_t size) {
+  if (ftruncate(fd, size) != 0) fail(errno);
+  if (size <= before || fallocate(fd, 0, before, size - before) == 0 || errno == EOPNOTSUPP) return;
+  const int errnum = errno;
+  if (ftruncate(fd, before) != 0) fail(errno);
+  fail(errnum);
+}
+
 }  // namespace
 
 struct FileSystem::Operations {
@@ -138,7 +147,7 @@ struct FileSystem::Operations {
           if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
             // The size is an array's for good; what is no array yet may have any.
             if (const Unpublished draft = fs.unpublished(node)) {
-              if (ftruncate(draft->draft.fd(), attr->st_size) != 0) fail(errno);
+              resize(draft->draft.fd(), st.st_size, attr->st_size);
             } else if (attr->st_size != st.st_size) {
               fail(EPERM);
             }
@@ -217,7 +226,7 @@ struct FileSystem::Operations {
       return node->key;
     };
     const Key before = key();
-    auto [opened, backing_id] = fs.open_handle(node, file->flags, caller_of(request));
+    auto [opened, backing_id] = fs.open_handle(node, file->flags);
     if (const AsCaller caller(request); caller.switched() && !begun) {
       // What has the name now may not be what the kernel has checked the caller's rights on.
       if (!reopen(opened->fd.get(), file->flags & O_ACCMODE)) {
@@ -267,7 +276,7 @@ struct FileSystem::Operations {
       writing->declared = (file->flags & O_ACCMODE) == O_RDWR;
       const NodePtr node = fs.start_writing(directory, name, std::move(writing));
       // The draft of another has had the name in between, and given it to an array.
-      if (exclusive && faccessat(fd.get(), name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+      if (exclusive && is_there(fd.get(), name)) {
         const std::lock_guard lock(fs.mutex_);
         fs.abandon(node);
         fail(EEXIST);
@@ -276,7 +285,7 @@ struct FileSystem::Operations {
       int backing_id = 0;
       fuse_entry_param entry;
       try {
-        std::tie(opened, backing_id) = fs.open_handle(node, file->flags, caller_of(request));
+        std::tie(opened, backing_id) = fs.open_handle(node, file->flags);
         const struct stat st = fs.stat_node(node);
         const std::lock_guard lock(fs.mutex_);
         entry = fs.entry_of(node, st);
@@ -315,7 +324,8 @@ struct FileSystem::Operations {
           fcntl(found->second->fd.get(), F_OFD_SETLK, &all);
           if (found->second.use_count() == 1) closed.node->lock_owners.erase(found);
         }
-        closed.closed = true;
+        closed.closed = Handle::Clock::now();
+        closed.closed_by = file->lock_owner;
         if (closed.writable) repaired = repair(closed);
       }
       if (repaired) fs.expire_attributes(closed.node->id);
@@ -400,10 +410,9 @@ struct FileSystem::Operations {
   // Tries for a lock, or waits for something else, for as long as the kernel may take.
   template <class Try>
   static int patiently(const Try& attempt) {
-    constexpr int tries = 100;
-    for (int i = 1;; ++i) {
+    for (auto tries = Handle::most_late.count();; --tries) {
       if (attempt() == 0) return 0;
-      if ((errno != EAGAIN && errno != EACCES) || i == tries) return -1;
+      if ((errno != EAGAIN && errno != EACCES) || tries <= 1) return -1;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       errno = EAGAIN;
     }
@@ -471,14 +480,19 @@ struct FileSystem::Operations {
                         wanted](int command) {
         struct flock changed = wanted;
         const auto holder = lock_owner(fs, opened, owner, pid);
-        return holder ? fcntl(holder->fd.get(), command, &changed) : -1;
+        if (!holder || fcntl(holder->fd.get(), command, &changed) != 0) return -1;
+        const std::lock_guard guard(fs.mutex_);
+        holder->through = &opened;  // others may have gone while this one waited
+        return 0;
       };
-      // The owner may be that of an open file which is about to go, with all its locks.
+      // The owner may be that of an open file which is about to go, with all its locks; but not if
+      // it closes descriptors itself, as a process does.
       const auto goes = [&fs, &opened, owner = file->lock_owner] {
         const std::lock_guard guard(fs.mutex_);
         const auto found = opened.node->lock_owners.find(owner);
-        return found != opened.node->lock_owners.end() && found->second->through != &opened &&
-               found->second->through->closed;
+        if (found == opened.node->lock_owners.end()) return false;
+        const Handle* const last = found->second->through;
+        return last != nullptr && last != &opened && last->closing() && last->closed_by != owner;
       };
       const bool first = goes();
       const auto attempt = [=] { return set(F_OFD_SETLK); };

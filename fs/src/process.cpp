@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -18,6 +17,7 @@
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <semaphore>
 #include <sharr/object.hpp>
 #include <sstream>
 #include <string>
@@ -201,15 +201,13 @@ Holders in_all(pid_t tid, const File& file) {
 }  // namespace
 
 Holders holders(Where where, pid_t tid, const File& file) {
-  constexpr int max_looking = 32;
   constexpr std::chrono::seconds patience{3};
-  static std::atomic<int> looking{0};
-  if (looking >= max_looking) return Holders::unknown;
+  static std::counting_semaphore<32> threads{32};
   std::packaged_task<Holders()> task([=] {
     // Without a share in the daemon's descriptors: while somebody has that of the mount, even by a
     // thread that cannot die, those who wait for the daemon wait on when it is gone.
-    const std::unique_ptr<std::atomic<int>, void (*)(std::atomic<int>*)> done(
-        &looking, [](std::atomic<int>* count) { --*count; });
+    const std::unique_ptr<decltype(threads), void (*)(decltype(threads)*)> done(
+        &threads, [](decltype(threads)* all) { all->release(); });
 #ifndef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same
     if (close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0) return Holders::unknown;
 #endif
@@ -224,14 +222,15 @@ Holders holders(Where where, pid_t tid, const File& file) {
     return Holders::unknown;
   });
   std::future<Holders> found = task.get_future();
-  ++looking;
+  const auto until = std::chrono::steady_clock::now() + patience;
+  if (!threads.try_acquire_until(until)) return Holders::unknown;
   try {
     std::thread(std::move(task)).detach();
-  } catch (const std::system_error&) {  // no more threads
-    --looking;
+  } catch (const std::system_error&) {  // no more of them
+    threads.release();
     return Holders::unknown;
   }
-  return found.wait_for(patience) == std::future_status::ready ? found.get() : Holders::unknown;
+  return found.wait_until(until) == std::future_status::ready ? found.get() : Holders::unknown;
 }
 
 bool same(pid_t tid, pid_t other) { return tid == other || process_of(tid) == process_of(other); }

@@ -200,6 +200,7 @@ struct Listings {
   static constexpr std::size_t max_weight = std::size_t{1} << 17;
   using Key = std::tuple<dev_t, ino_t, std::string>;
 
+  const std::shared_ptr<const Listing> none = std::make_shared<const Listing>();
   std::map<Key, std::shared_ptr<const Listing>> known;
   std::size_t weight = 0;  // of them all
 };
@@ -209,11 +210,14 @@ Listings& listings() {
   return listings;
 }
 
+// See memory_mutex().
+[[maybe_unused]] const Listings& first = listings();
+
 std::shared_ptr<const Listing> known_listing(const Listings::Key& key) {
-  static const auto& none = *new auto(std::make_shared<const Listing>());
   const std::lock_guard lock(detail::memory_mutex());
-  const auto found = listings().known.find(key);
-  return found == listings().known.end() ? none : found->second;
+  const Listings& all = listings();
+  const auto found = all.known.find(key);
+  return found == all.known.end() ? all.none : found->second;
 }
 
 void remember(const Listings::Key& key, std::shared_ptr<const Listing> listing) {
@@ -614,8 +618,20 @@ void Draft::reserve(const Info& info) {
   const std::uint64_t size = info.offset + info.nbytes;
   const off_t hole = lseek(fd(), 0, SEEK_HOLE);
   // A file system that knows no holes says EINVAL, one without any the size.
-  if (hole < 0 || static_cast<std::uint64_t>(hole) < size) state_->staging.allocate(size, {});
-  state_->staging.trim(detail::stat_file(fd(), state_->name.given()).st, size);
+  const bool whole = hole >= 0 && static_cast<std::uint64_t>(hole) >= size;
+  const auto now = [&] {
+    struct stat st;
+    if (fstat(fd(), &st) != 0) throw Error(errno, state_->name.given());
+    return st;
+  };
+  const struct stat before = now();
+  if (!whole) state_->staging.allocate(size, {});
+  state_->staging.trim(now(), size);
+  // Whoever has written it may have set that, as cp -p does.
+  const timespec times[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT}, before.st_mtim};
+  if (!same(now().st_mtim, before.st_mtim) && futimens(fd(), times) != 0) {
+    throw Error(errno, state_->name.given());
+  }
 }
 
 void Draft::publish(int dirfd, const std::string& name, bool replace) {

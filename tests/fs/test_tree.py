@@ -654,6 +654,46 @@ def test_who_waits_for_a_lock_gets_it_whatever_else_is_closed(space):
         fcntl.lockf(beside, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_who_waits_for_a_lock_gets_it_whatever_else_was_used(space):
+    """By another handle than the process's last."""
+    uri, behind, point = space
+    (point / "a").write_bytes(content(1))
+    child = holder(behind / "a", "lockf", "LOCK_EX")
+    child.stdout.readline()
+    with open(point / "a", "r+b") as file:
+        thread = threading.Thread(target=lambda: fcntl.lockf(file, fcntl.LOCK_EX, 10))
+        thread.start()
+        wait_until(lambda: "->" in pathlib.Path("/proc/locks").read_text(), "the thread to wait")
+        with open(point / "a", "r+b") as other:
+            fcntl.lockf(other, fcntl.LOCK_UN, 10, 200)
+        [daemon] = daemons(point)
+        wait_until(lambda: descriptors(daemon, behind / "a") <= 3, "the end of the other")
+        child.communicate("\n")
+        thread.join()
+        with open(behind / "a", "r+b") as beside:
+            fails(errno.EAGAIN, fcntl.lockf, beside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lease_lets_nobody_else_wait(space):
+    """Of a file that is found by who has it open."""
+    uri, behind, point = space
+    for name in ("a", "b"):
+        (point / name).write_bytes(content(1))
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with open(point / "a", "rb") as file, open(behind / "a", "rb") as leased:
+        wait_until(lambda: lease(leased), "a lease")
+        os.rename(behind / "a", behind / "c")
+        script = "import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR))"
+        opener = subprocess.Popen([PYTHON, "-c", script, f"/proc/{os.getpid()}/fd/{file.fileno()}"])
+        try:
+            wait_until(lambda: "BREAKING" in pathlib.Path("/proc/locks").read_text(), "the open")
+            subprocess.run(["getfattr", "-n", "user.sharr.dtype", point / "b"], check=True, timeout=20)
+        finally:
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            opener.wait()
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+
+
 def test_a_lock_waits_for_no_lease(space):
     """Which would keep everybody waiting."""
     uri, behind, point = space

@@ -90,6 +90,14 @@ def test_what_a_caller_makes_is_the_callers(world):
     assert os.stat(behind / "c").st_mtime == 6
 
 
+def test_what_root_makes_with_another_group_is_the_groups(world):
+    behind, point = world
+    (behind / "x").write_bytes(npy(1.0))
+    script = f"mkdir {point}/d && cp {behind}/x {point}/a"
+    subprocess.run(["setpriv", "--regid=1234", "--clear-groups", "sh", "-c", script], check=True)
+    assert [os.stat(behind / name).st_gid for name in ("d", "a")] == [1234] * 2
+
+
 def test_what_is_somebody_elses_stays_theirs(world):
     behind, point = world
     for name, mode in (("a", 0o644), ("secret", 0o600), ("open", 0o666)):

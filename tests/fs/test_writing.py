@@ -519,7 +519,7 @@ def test_a_killed_daemon_leaves_nothing(space, tmp_path):
 
 @needs_root
 @pytest.mark.parametrize("options", [[], ["-o", "direct_io"]])
-@pytest.mark.parametrize("how", ["write", "hole", "declared", "over"])
+@pytest.mark.parametrize("how", ["write", "hole", "grown", "declared", "over"])
 def test_full(tmp_path, options, how):
     """ENOSPC at write or at close, and nothing is left."""
     source, point = tmp_path / "source", tmp_path / "mnt"
@@ -540,8 +540,13 @@ def test_full(tmp_path, options, how):
                 fails(errno.ENOSPC, os.close, fd)  # what `with open(...)` would raise
             elif how == "hole":
                 os.write(fd, data[:4096])
-                os.ftruncate(fd, len(data))
+                os.pwrite(fd, data[-1:], len(data) - 1)
                 fails(errno.ENOSPC, os.close, fd)
+            elif how == "grown":  # and so nothing that can be mapped but is not there
+                os.write(fd, data[:4096])
+                fails(errno.ENOSPC, os.ftruncate, fd, len(data))
+                assert os.fstat(fd).st_size == 4096
+                fails(errno.EINVAL, os.close, fd)
             else:
                 os.write(fd, data[:128])
                 fails(errno.ENOSPC, os.close, fd)
@@ -984,6 +989,93 @@ def test_an_acl_stays_when_its_file_is_overwritten(space):
 
 
 @needs_root
+def test_overwriting_adds_no_acl(space):
+    """Of those that a directory gives to what is new in it."""
+    uri, behind, point = space
+    (behind / "x").write_bytes(npy(A))
+    os.chmod(behind / "x", 0o660)
+    entries = [(1, 7, 2**32 - 1), (2, 6, 65534), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1), (32, 5, 2**32 - 1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(behind, "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("no ACLs here")
+    (point / "x").write_bytes(npy(B))
+    assert (behind / "x").read_bytes() == npy(B)
+    fails(errno.ENODATA, os.getxattr, behind / "x", "system.posix_acl_access")
+    assert os.stat(behind / "x").st_mode & 0o777 == 0o660
+
+
+def test_the_time_that_a_program_sets_stays(space, tmp_path):
+    """Also where memory is added when it is closed."""
+    uri, behind, point = space
+    np.lib.format.open_memmap(tmp_path / "x", "w+", "f8", (200_000,))
+    os.utime(tmp_path / "x", (5, 6))
+    subprocess.run(["cp", "-p", "--sparse=always", tmp_path / "x", point / "x"], check=True)
+    assert os.stat(point / "x").st_mtime == os.stat(behind / "x").st_mtime == 6
+    assert os.stat(behind / "x").st_blocks * 512 >= 200_000 * 8
+
+
+def test_what_is_left_to_another_process_to_fill(space):
+    """Which is no child of the one that has opened it."""
+    uri, behind, point = space
+    data = npy(A)
+    fd = os.open(point / "x", os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(fd, data[:128]), os.ftruncate(fd, len(data))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0:
+            os.close(write)
+            os.read(read, 1)
+            os.pwrite(fd, data[128:], 128)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(fd)
+    early = (point / "x").exists()
+    os.close(write), os.close(read)
+    wait_until((point / "x").exists, "it to be closed")
+    assert not early and (point / "x").read_bytes() == data
+
+
+def test_many_closes_at_once_are_all_told(space, tmp_path):
+    """With more threads than there are looks at other processes at a time."""
+    uri, behind, point = space
+    mine = tmp_path / "many"
+    mine.mkdir()
+
+    def write(number):
+        told = True
+        for i in range(10):
+            with open(mine / f"x{number}-{i}", "wb") as file:
+                file.write(npy(A))
+            told = told and os.path.exists(file.name)
+            fd = os.open(mine / f"y{number}-{i}", os.O_WRONLY | os.O_CREAT)
+            os.write(fd, npy(A)[:-8])
+            try:
+                os.close(fd)
+                told = False
+            except OSError:
+                pass
+        return told
+
+    with mounting(uri, mine, "-o", "max_threads=100"):
+        read, start = os.pipe()
+        writers = []
+        for number in range(80):
+            writers.append(os.fork())
+            if writers[-1] == 0:
+                try:
+                    os.close(start)
+                    os.read(read, 1)
+                    os._exit(0 if write(number) else 1)
+                finally:
+                    os._exit(2)
+        os.close(read), os.close(start)
+        assert [os.waitpid(writer, 0)[1] for writer in writers] == [0] * 80
+
+
+@needs_root
 def test_a_name_of_ours_removes_nothing_of_others(space):
     """Whoever may rename another's directory may not always empty it: nor may we for him."""
     uri, behind, point = space
@@ -998,6 +1090,34 @@ def test_a_name_of_ours_removes_nothing_of_others(space):
     os.chmod(behind / "shared", 0o755)
     assert sharr.list(f"{uri}/shared/") == []
     assert not (behind / "shared" / ".sharr-tmp-0").exists()
+
+
+def asking(script, mounted_at, source, tmp_path, *args):
+    """Runs what makes a daemon ask itself if anything does; then nobody ever gets an answer."""
+    with mounting(f"shm://{source}", mounted_at, *args):
+        connection = os.minor(os.stat(mounted_at).st_dev)
+        child = subprocess.Popen(["bash", "-ec", script], cwd=SHM / source)
+        try:
+            assert child.wait(timeout=60) == 0
+            assert subprocess.run(["ls", mounted_at], timeout=60, capture_output=True).returncode == 0
+        except subprocess.TimeoutExpired:
+            subprocess.run(["mount", "-t", "fusectl", "fusectl", tmp_path], check=True)
+            (tmp_path / str(connection) / "abort").write_text("1")
+            subprocess.run(["umount", tmp_path], check=True)
+            child.wait()
+            raise
+
+
+@needs_root
+@pytest.mark.parametrize("script", [
+    # Where it is mounted gets another name, from where nothing is mounted.
+    "sleep 0.5; touch t; rm t; sleep 0.1; unshare -m sh -c 'umount -l m; mv m n; sleep 0.5; mv n m'",
+    # Its attributes are asked for when the directory has changed.
+    "for i in {1..300}; do touch t; rm t; : > m/m || :; done 2> /dev/null",
+])  # fmt: skip
+def test_a_daemon_asks_itself_nothing(name, script, tmp_path):
+    (SHM / name / "m").mkdir(parents=True)
+    asking(script, SHM / name / "m", name, tmp_path, "-s")
 
 
 def test_inside_of_what_it_shows(name):

@@ -110,7 +110,7 @@ class Draft {
   // alone will do; it stands for an array of zeros. Throws FormatError, Error when reading fails.
   Info check(bool declared) const;
   // Gives the file the size that info says, which check() returned, and memory or blocks where it
-  // has holes. Throws Error ENOSPC.
+  // has holes; its time of modification stays. Throws Error ENOSPC.
   void reserve(const Info& info);
   // Gives it its name in the directory dirfd. Throws Error EEXIST when there is one already, unless
   // that is to be replaced, which happens in one step; ENOENT where the directory has been removed.
