@@ -187,8 +187,14 @@ std::vector<std::int64_t> subshape(Lexer& lexer) {
   return {extent};
 }
 
+// By NumPy's rules.
 void apply_subshape(Type& type, std::vector<std::int64_t> shape) {
-  for (const std::int64_t extent : shape) type.itemsize = multiply(type.itemsize, extent);
+  if (!type.record && type.base_size == 0) throw ParseError("a sub-array of elements of any size");
+  std::size_t elements = std::ranges::count(shape, 0) > 0 ? 0 : 1;
+  for (const std::int64_t extent : shape) {
+    elements = multiply(elements, extent);
+    type.itemsize = multiply(type.itemsize, extent);
+  }
   // To NumPy a sub-array of shape () is none.
   if (!shape.empty()) type.subshapes.push_back(std::move(shape));
 }

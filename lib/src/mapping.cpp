@@ -43,6 +43,10 @@ auto& mappings() {
   return mappings;
 }
 
+// See memory_mutex().
+[[maybe_unused]] const auto& first_files = files();
+[[maybe_unused]] const auto& first_mappings = mappings();
+
 }  // namespace
 
 std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Identity& identity,

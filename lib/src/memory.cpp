@@ -51,6 +51,10 @@ std::uint64_t huge_page_size() noexcept {
   return size;
 }
 
+namespace {
+[[maybe_unused]] const std::uint64_t first = huge_page_size();  // see memory_mutex()
+}  // namespace
+
 bool gives_huge_pages(dev_t device) {
   const std::string mount = mount_of(device);
   const std::string options = "," + mount.substr(mount.rfind(' ') + 1) + ",";

@@ -248,6 +248,10 @@ std::mutex& memory_mutex() {
   return mutex;
 }
 
+namespace {
+[[maybe_unused]] const std::mutex& first = memory_mutex();
+}  // namespace
+
 bool settled(const timespec& changed, const timespec& now) noexcept {
   const std::int64_t age =
       (now.tv_sec - changed.tv_sec) * 1'000'000'000 + (now.tv_nsec - changed.tv_nsec);

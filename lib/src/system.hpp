@@ -77,7 +77,8 @@ void unmake(std::vector<Place::Made>& made) noexcept;
 std::string mount_of(dev_t device);
 
 // Guards what the library remembers from call to call. A child of fork(2) has it unlocked, whatever
-// its parent's other threads were doing.
+// its parent's other threads were doing. It and what it guards are made when the library is loaded:
+// for what another thread was making just then the child would wait for ever.
 std::mutex& memory_mutex();
 
 // Whether a file whose ctime is `changed` can be told by it from what it becomes later. now: of no

@@ -73,6 +73,24 @@ bool watch(const FileDescriptor& events, const Name& name) {
   return true;
 }
 
+// Until something happens, or not any longer.
+void sleep(const FileDescriptor& events, std::optional<std::chrono::nanoseconds> patience,
+           const std::function<void()>& on_signal, const Name& name) {
+  // A signal that comes just before ppoll(2) does not end it.
+  constexpr std::chrono::nanoseconds deaf = std::chrono::milliseconds(100);
+  constexpr std::chrono::nanoseconds enough = std::chrono::hours(1);
+  const Clock::time_point until = Clock::now() + std::min(patience.value_or(enough), enough);
+  int ready = 0;
+  do {
+    if (on_signal) on_signal();
+    const std::chrono::nanoseconds left = until - Clock::now();
+    const timespec time{.tv_sec = 0, .tv_nsec = std::clamp(left, left.zero(), deaf).count()};
+    pollfd poll{.fd = events.get(), .events = POLLIN, .revents = 0};
+    ready = ppoll(&poll, 1, &time, nullptr);
+    if (ready < 0 && errno != EINTR) throw Error(errno, name.given());
+  } while (ready <= 0 && Clock::now() < until);
+}
+
 }  // namespace
 
 Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds> timeout,
@@ -103,15 +121,7 @@ Array wait(const Name& given, Mode mode, std::optional<std::chrono::nanoseconds>
       const auto next = events && !taken ? unseen : without_inotify;
       patience = patience ? std::min(*patience, next) : next;
     }
-    timespec left{};
-    if (patience) {
-      left.tv_sec = static_cast<time_t>(patience->count() / 1'000'000'000);
-      left.tv_nsec = static_cast<long>(patience->count() % 1'000'000'000);
-    }
-    pollfd poll{.fd = events.get(), .events = POLLIN, .revents = 0};
-    const int ready = ppoll(&poll, 1, patience ? &left : nullptr, nullptr);
-    if (ready < 0 && errno != EINTR) throw Error(errno, given.given());
-    if (ready < 0 && on_signal) on_signal();
+    sleep(events, patience, on_signal, given);
   }
   return *std::move(array);
 }

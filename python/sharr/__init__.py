@@ -221,8 +221,6 @@ def _fill(array, source):
     if threads < 2:
         array[...] = source
         return
-    from concurrent.futures import ThreadPoolExecutor
-
     array = array.view(_np.ndarray)
     if source.flags.fnc:
         array, source = array.T, source.T
@@ -231,12 +229,17 @@ def _fill(array, source):
     axis = max(range(array.ndim), key=array.shape.__getitem__)
     array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
     ends = [array.shape[0] * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [
-            pool.submit(_np.copyto, array[start:end], source[start:end])
-            for start, end in zip(ends, ends[1:])
-        ]:
-            done.result()
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [
+                pool.submit(_np.copyto, array[start:end], source[start:end])
+                for start, end in zip(ends, ends[1:])
+            ]:
+                done.result()
+    except RuntimeError:  # no thread is to be had: too many processes, or the interpreter ends
+        _np.copyto(array, source)
 
 
 def wait(name, timeout=None, mode="r+"):

@@ -190,15 +190,36 @@ sharr::Name name_of(const py::object& object, bool directory = false) {
   return directory ? sharr::Name::directory(text) : sharr::Name(text);
 }
 
+// Functions written in Python, in which a thread may be told to stop().
+PyObject* literal_eval = nullptr;
+PyObject* descr_to_dtype = nullptr;
+PyObject* dtype_to_descr = nullptr;
+
+py::object result_of(PyObject* function, const py::object& argument) {
+  PyObject* result = nullptr;
+  try {
+    result = PyObject_CallOneArg(function, argument.ptr());
+  } catch (const abi::__forced_unwind&) {
+    stop();
+  }
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
 // The dtype that NumPy makes of a descr. The common ones are kept: making one costs microseconds.
-py::dtype numpy_dtype(const sharr::Dtype& dtype) {
+// Throws FormatError, named by uri, for what only other releases of NumPy have.
+py::dtype numpy_dtype(const sharr::Dtype& dtype, std::string_view uri) {
   static auto& cache = *new std::unordered_map<std::string, py::dtype>;  // outlives the interpreter
   if (dtype.structured()) {
-    // The library has read the text as a list of fields and nothing else.
-    const py::object fields =
-        py::module_::import("ast").attr("literal_eval")(decoded(dtype.descr()));
-    return py::dtype::from_args(
-        py::module_::import("numpy.lib.format").attr("descr_to_dtype")(fields));
+    try {
+      // The library has read the text as a list of fields and nothing else.
+      const py::object fields = result_of(literal_eval, decoded(dtype.descr()));
+      return py::dtype::from_args(result_of(descr_to_dtype, fields));
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_ValueError) && !error.matches(PyExc_TypeError)) throw;
+      throw sharr::FormatError(uri, std::string("this NumPy cannot read its dtype: ") +
+                                        py::str(error.value()).cast<std::string>());
+    }
   }
   if (const auto found = cache.find(dtype.descr()); found != cache.end()) return found->second;
   py::dtype made(dtype.descr());
@@ -211,13 +232,13 @@ sharr::Dtype library_dtype_of(const py::dtype& dtype) {
   try {
     std::string descr;
     if (structured) {
-      descr = py::repr(py::module_::import("numpy.lib.format").attr("dtype_to_descr")(dtype))
-                  .cast<std::string>();
+      descr = py::repr(result_of(dtype_to_descr, dtype)).cast<std::string>();
     } else {
       descr = dtype.attr("str").cast<std::string>();
     }
     sharr::Dtype result(descr);
-    if (numpy_dtype(result).equal(dtype)) return result;
+    if (numpy_dtype(result, "").equal(dtype)) return result;
+  } catch (const sharr::FormatError&) {  // nor can NumPy
   } catch (const sharr::ArgumentError& error) {
     throw py::type_error("dtype " + py::str(py::handle(dtype)).cast<std::string>() +
                          " cannot be shared: " + error.message());
@@ -406,6 +427,12 @@ void look_up_numpy() {
   strided_type = reinterpret_cast<PyTypeObject*>(
       py::object(py::type::of(strided.attr("base"))).release().ptr());
   max_ndim = py::getattr(numpy, "MAXDIMS", py::int_(64)).cast<std::size_t>();
+  const auto function = [](const char* module, const char* name) {
+    return py::object(py::module_::import(module).attr(name)).release().ptr();
+  };
+  literal_eval = function("ast", "literal_eval");
+  descr_to_dtype = function("numpy.lib.format", "descr_to_dtype");
+  dtype_to_descr = function("numpy.lib.format", "dtype_to_descr");
 }
 
 bool is_ndarray(const PyObject* object) {
@@ -527,7 +554,12 @@ py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object&
   py::dtype dtype = !upstream.is_none() && info.dtype.structured()
                         ? py::dtype("V" + std::to_string(info.dtype.itemsize()))
                     : made ? *made
-                           : numpy_dtype(info.dtype);
+                           : numpy_dtype(info.dtype, name.given());
+  if (info.shape.size() > max_ndim) {
+    throw sharr::FormatError(name.given(), "this NumPy has at most " + std::to_string(max_ndim) +
+                                               " dimensions, not " +
+                                               std::to_string(info.shape.size()));
+  }
   // NumPy makes S1 of S0, and would look at bytes that are not there.
   if (dtype.itemsize() == 0 && (dtype.kind() == 'S' || dtype.kind() == 'U') && info.size() > 0) {
     throw sharr::FormatError(name.given(), "dtype " + info.dtype.str() + " has no bytes");
@@ -572,7 +604,7 @@ struct Spec {
     }
     stored.emplace(library_dtype(type));
     // Made from text by Python code, in which signals are heard: not when the array is there.
-    if (stored->structured()) made.emplace(numpy_dtype(*stored));
+    if (stored->structured()) made.emplace(numpy_dtype(*stored, ""));
     options.order = order_of(order);
   }
 
@@ -767,7 +799,7 @@ py::array load(const py::object& type, const py::object& name, const py::object&
     throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
   };
   const py::dtype dtype =
-      given.is_none() ? numpy_dtype(array.info().dtype) : py::dtype::from_args(given);
+      given.is_none() ? numpy_dtype(array.info().dtype, parsed.given()) : py::dtype::from_args(given);
   if (dtype.attr("hasobject").cast<bool>()) refuse("of Python objects");
   if (shape.size() != strides.size()) refuse("with other strides than extents");
   // No overflow: neither end ever goes beyond the array.
@@ -890,7 +922,7 @@ void define_mapping(const py::module_& module) {
         return py::int_(self.array().info().offset);
       }>("_offset"),
       B::attribute<[](const Mapping& self) -> py::object {
-        return numpy_dtype(self.array().info().dtype);
+        return numpy_dtype(self.array().info().dtype, self.uri());
       }>("_dtype"),
       B::attribute<&mode_text>("_mode"),
       B::attribute<[](const Mapping& self) -> py::object { return py::bool_(self.built()); }>(
@@ -927,8 +959,9 @@ void define_info(const py::module_& module) {
   using B = Box<InfoPtr>;
   static PyGetSetDef attributes[] = {
       B::attribute<[](const InfoPtr& self) -> py::object { return decoded(self->name); }>("name"),
-      B::attribute<[](const InfoPtr& self) -> py::object { return numpy_dtype(self->dtype); }>(
-          "dtype"),
+      B::attribute<[](const InfoPtr& self) -> py::object {
+        return numpy_dtype(self->dtype, self->name);
+      }>("dtype"),
       B::attribute<[](const InfoPtr& self) -> py::object {
         return py::tuple(py::cast(self->shape));
       }>("shape"),
@@ -947,7 +980,7 @@ void define_info(const py::module_& module) {
     return run([&]() -> py::object {
       const sharr::Info& info = *B::of(self);
       return py::str("Info(name={!r}, dtype={!r}, shape={!r}, order={!r}, nbytes={})")
-          .format(decoded(info.name), py::str(py::handle(numpy_dtype(info.dtype))),
+          .format(decoded(info.name), decoded(info.dtype.str()),
                   py::tuple(py::cast(info.shape)), std::string(1, static_cast<char>(info.order)),
                   info.nbytes);
     });

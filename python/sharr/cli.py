@@ -440,13 +440,20 @@ def modified(info):
         return None
 
 
+def dtype_text(info):
+    try:
+        return str(info.dtype)
+    except sharr.FormatError:  # one that only a later NumPy has
+        return "?"
+
+
 def describe(info):
     moment = modified(info)
     if moment is not None:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
     return {
         "name": info.name,
-        "dtype": str(info.dtype),
+        "dtype": dtype_text(info),
         "shape": info.shape,
         "order": info.order,
         "nbytes": info.nbytes,
@@ -505,7 +512,7 @@ def ls(wheres, long, human, by_size, by_time, backwards, one, null, as_json):
     elif long:
         lines = [
             (
-                escape(str(info.dtype), False), str(info.shape), size_text(info.nbytes, human),
+                escape(dtype_text(info), False), str(info.shape), size_text(info.nbytes, human),
                 moment_text(modified(info)), escape(name),
             )
             for name, info in rows
@@ -556,7 +563,7 @@ def info(names, human, as_json):
         huge = f", {size_text(one.huge, human)} in huge pages" if one.huge else ""
         lines = {
             "name": escape(one.name),
-            "dtype": escape(str(one.dtype), False),
+            "dtype": escape(dtype_text(one), False),
             "shape": one.shape,
             "order": one.order,
             "size": size_text(one.nbytes, human),

@@ -148,14 +148,14 @@ TEST_P(Refused, IsAnArgumentError) {
   EXPECT_EQ(test::caught([] { Dtype{GetParam()}; }).errnum, EINVAL);
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, Refused,
-                         testing::Values("", "<", " ", "x", "<x4", "f3", "<f1", "i16", "i0", "b2",
-                                         "c4", "<f8 ", " <f8", "<<f8", "f-8", "f+8", "<f8\n", "S-1",
-                                         "S99999999999999999999", "S2147483648", "U536870912",
-                                         "c99", "M4", "M8[", "M8[]", "M8[x]", "M8[0s]", "M8[-1s]",
-                                         "M8[2147483648s]", "M8[ns", "int7", "int24", "float80",
-                                         "float8", "complex32", "uint256", "'<f8'", "('<f8', (2,))",
-                                         "{'x': 1}", "\xFF", "[('\xFF', '<f4')]"));
+INSTANTIATE_TEST_SUITE_P(
+    Dtypes, Refused,
+    testing::Values("[('x', '|V0', (2,))]", "[('x', '|S0', ())]", "[('x', [], (100000, 100000))]",
+                    "", "<", " ", "x", "<x4", "f3", "<f1", "i16", "i0", "b2", "c4", "<f8 ", " <f8",
+                    "<<f8", "f-8", "f+8", "<f8\n", "S-1", "S99999999999999999999", "S2147483648",
+                    "U536870912", "c99", "M4", "M8[", "M8[]", "M8[x]", "M8[0s]", "M8[-1s]",
+                    "M8[2147483648s]", "M8[ns", "int7", "int24", "float80", "float8", "complex32",
+                    "uint256", "'<f8'", "('<f8', (2,))", "{'x': 1}", "\xFF", "[('\xFF', '<f4')]"));
 
 INSTANTIATE_TEST_SUITE_P(
     Structured, Refused,

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -952,6 +953,50 @@ def test_waiting_can_be_interrupted_and_uses_no_time(name):
     wait_until(lambda: wchan() in ("271", "73"), "ppoll")
     waiter.send_signal(signal.SIGINT)
     assert waiter.communicate(timeout=60)[0] == b"True\n"
+
+
+def test_waiting_can_be_interrupted_whatever_else_happens(name):
+    """Other events keep a signal from coming while it sleeps."""
+    storm = """
+        import os, sys
+        while True:
+            open(sys.argv[1], "w").close()
+            os.unlink(sys.argv[1])
+    """
+    code = """
+        import sys, sharr
+        print(flush=True)
+        try:
+            sharr.wait(sys.argv[1])
+        except KeyboardInterrupt:
+            print("heard")
+    """
+    blower = subprocess.Popen([PYTHON, "-c", textwrap.dedent(storm), SHM / f"{name}-storm"])
+    try:
+        for _ in range(3):
+            waiter = subprocess.Popen([PYTHON, "-c", textwrap.dedent(code), name], stdout=subprocess.PIPE)
+            waiter.stdout.readline()
+            time.sleep(0.2)
+            waiter.send_signal(signal.SIGINT)
+            assert waiter.communicate(timeout=60)[0] == b"heard\n"
+    finally:
+        blower.kill(), blower.wait()
+        (SHM / f"{name}-storm").unlink(missing_ok=True)
+
+
+def test_copies_where_no_thread_can_be_had(name):
+    """As in atexit; what is not contiguous is copied by Python's threads elsewhere."""
+    python("""
+        import atexit, sys, numpy as np, sharr
+        x = np.arange(8 << 20).reshape(2048, -1)
+        @atexit.register
+        def last():
+            sharr.put_all(f"{sys.argv[1]}/", {"x": x, "y": x[:, ::2]})
+            sharr.put(f"{sys.argv[1]}-z", x[:, ::2])
+        """, name)  # fmt: skip
+    x = np.arange(8 << 20).reshape(2048, -1)
+    assert (sharr.attach(f"{name}/x") == x).all()
+    assert (sharr.attach(f"{name}/y") == x[:, ::2]).all() and (sharr.attach(f"{name}-z") == x[:, ::2]).all()
 
 
 @needs_root

@@ -788,6 +788,7 @@ def test_daemon_threads_end_with_the_interpreter(name):
 @pytest.mark.parametrize("work", [
     "sharr.delete(sharr.create(f'{name}-{i}', 70 << 20, 'u1').name)",  # which listens to signals
     "sharr.attach(name)",  # whose dtype is made by Python code
+    "sys.setswitchinterval(1e-6); sharr.put(f'{name}-{i}', sharr.attach(name), replace=True)",
 ])  # fmt: skip
 def test_daemon_threads_in_python_end_with_the_interpreter(name, work):
     sharr.create(name, 3, [("a", "f4"), ("b", "i2", (2,))])

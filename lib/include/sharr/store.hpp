@@ -271,7 +271,7 @@ Array attach(const Name& name, Mode mode = Mode::read_write);
 // Attaches an array as soon as it is published, which may be now. The kernel tells (inotify); for
 // paths, where it does not tell everything, a second may pass, and 50 ms where a file that has the
 // name becomes an array or the user has as many inotify instances as he may. timeout: none for
-// ever. on_signal is called when a signal comes, and may throw.
+// ever. on_signal is called within 100 ms of a signal, and at other times, and may throw.
 // Throws Error ETIMEDOUT; as attach otherwise, except for what may still go or become an array:
 // ENOENT, ENOTDIR, EISDIR, FormatError.
 Array wait(const Name& name, Mode mode = Mode::read_write,
