@@ -41,9 +41,17 @@ def pytest_configure(config):
 
 
 def left_behind():
-    return sorted(
-        entry for entry in os.listdir(SHM) if entry.startswith((PREFIX, ".sharr-tmp-"))
-    )
+    """What these tests have left in /dev/shm; not what others, beside them, have on its way."""
+
+    def there():
+        return {entry for entry in os.listdir(SHM) if entry.startswith((PREFIX, ".sharr-tmp-"))}
+
+    found = there()
+    deadline = time.monotonic() + 10
+    while any(not entry.startswith(PREFIX) for entry in found) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        found &= there()
+    return sorted(found)
 
 
 _numbers = itertools.count()

@@ -38,6 +38,12 @@ timespec time_to_set(int to_set, int given, int now, const timespec& time) {
 
 // Of a draft, which may be mapped: what it grows by is to be there.
 void resize(int fd, off_t before, off_t size) {
+  // To find out the slow way takes seconds, and everybody's memory.
+  struct statvfs store;
+  if (size > before && fstatvfs(fd, &store) == 0 && store.f_blocks > 0 &&
+      static_cast<std::uint64_t>(size - before) / store.f_frsize > store.f_bavail) {
+    fail(ENOSPC);
+  }
   if (ftruncate(fd, size) != 0) fail(errno);
   if (size <= before || fallocate(fd, 0, before, size - before) == 0 || errno == EOPNOTSUPP) return;
   const int errnum = errno;
