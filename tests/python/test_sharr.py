@@ -785,14 +785,15 @@ def test_daemon_threads_end_with_the_interpreter(name):
         assert done.returncode == 0 and done.stderr == ""
 
 
-@pytest.mark.parametrize("work", [
-    "sharr.delete(sharr.create(f'{name}-{i}', 70 << 20, 'u1').name)",  # which listens to signals
-    "sharr.attach(name)",  # whose dtype is made by Python code
-    "sys.setswitchinterval(1e-6); sharr.put(f'{name}-{i}', sharr.attach(name), replace=True)",
+@pytest.mark.parametrize("work, times", [
+    # which listens to signals
+    ("sharr.delete(sharr.create(f'{name}-{i}', 70 << 20, 'u1', exist_ok=True).name)", 5),
+    # whose dtype is made by Python code, and most threads are in its midst
+    ("sys.setswitchinterval(1e-6); sharr.attach(name)", 15),
 ])  # fmt: skip
-def test_daemon_threads_in_python_end_with_the_interpreter(name, work):
+def test_daemon_threads_in_python_end_with_the_interpreter(name, work, times):
     sharr.create(name, 3, [("a", "f4"), ("b", "i2", (2,))])
-    for _ in range(5):
+    for _ in range(times):
         done = python(f"""
             import sharr, sys, threading, time
             name = sys.argv[1]
