@@ -64,11 +64,11 @@ void attach(const std::string& path) {
 
 void create_and_delete(const std::string& path) {
   const std::string directory = path.substr(0, path.rfind('/') + 1);
-  struct stat st;
+  struct statx st;
   char head[page] = {};
   const int fd = check(open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666), "O_TMPFILE");
   check(fallocate(fd, 0, 0, small), "fallocate");
-  check(fstat(fd, &st), "fstat");
+  check(statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &st), "statx");  // which knows the time of birth
   char* const base = map(fd, small);
   check(pwrite(fd, head, sizeof(head), 0), "pwrite");
   if (linkat(fd, "", AT_FDCWD, path.c_str(), AT_EMPTY_PATH) != 0) {
@@ -77,7 +77,8 @@ void create_and_delete(const std::string& path) {
   }
   close(fd);
   munmap(base, small);
-  check(lstat(path.c_str(), &st), "lstat");  // it is what this process has mapped
+  // Whether it is what this process has mapped.
+  check(statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_ALL, &st), "statx");
   check(unlink(path.c_str()), "unlink");
 }
 
