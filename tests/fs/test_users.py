@@ -288,11 +288,12 @@ def test_no_more_than_an_acl_grants(world):
     (behind / "d/e").mkdir(parents=True), (behind / "d/e/a").write_bytes(npy(1.0))
     os.chown(behind / "d/e", 0, NOBODY)
     try:
-        for value, mode in wanted.items():
-            os.setxattr(behind / "d/e", key, value)
-            wait_until(lambda mode=mode: os.stat(point / "d/e").st_mode == 0o40000 | mode, oct(mode))
+        os.setxattr(behind / "d/e", key, next(iter(wanted)))
     except OSError:
         pytest.skip("no ACLs here")
+    for value, mode in wanted.items():
+        os.setxattr(behind / "d/e", key, value)
+        wait_until(lambda mode=mode: os.stat(point / "d/e").st_mode == 0o40000 | mode, oct(mode))
     for value in list(wanted)[:2]:
         os.setxattr(behind / "d/e", key, value)
         wait_until(lambda: os.stat(point / "d/e").st_mode == 0o40700, "the ACL")
