@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -17,7 +18,6 @@
 #include <iterator>
 #include <memory>
 #include <optional>
-#include <semaphore>
 #include <sharr/object.hpp>
 #include <sstream>
 #include <string>
@@ -202,12 +202,16 @@ Holders in_all(pid_t tid, const File& file) {
 
 Holders holders(Where where, pid_t tid, const File& file) {
   constexpr std::chrono::seconds patience{3};
-  static std::counting_semaphore<32> threads{32};
+  constexpr int most_left = 32;
+  // How many threads still look for whom nobody waits any more: each of them takes one when it is
+  // done, and who has waited for it adds one.
+  static std::atomic<int> left{0};
+  if (left >= most_left) return Holders::unknown;
   std::packaged_task<Holders()> task([=] {
+    const std::unique_ptr<decltype(left), void (*)(decltype(left)*)> done(
+        &left, [](decltype(left)* all) { --*all; });
     // Without a share in the daemon's descriptors: while somebody has that of the mount, even by a
     // thread that cannot die, those who wait for the daemon wait on when it is gone.
-    const std::unique_ptr<decltype(threads), void (*)(decltype(threads)*)> done(
-        &threads, [](decltype(threads)* all) { all->release(); });
 #ifndef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same
     if (close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0) return Holders::unknown;
 #endif
@@ -222,15 +226,14 @@ Holders holders(Where where, pid_t tid, const File& file) {
     return Holders::unknown;
   });
   std::future<Holders> found = task.get_future();
-  const auto until = std::chrono::steady_clock::now() + patience;
-  if (!threads.try_acquire_until(until)) return Holders::unknown;
   try {
     std::thread(std::move(task)).detach();
   } catch (const std::system_error&) {  // no more of them
-    threads.release();
     return Holders::unknown;
   }
-  return found.wait_until(until) == std::future_status::ready ? found.get() : Holders::unknown;
+  const bool done = found.wait_for(patience) == std::future_status::ready;
+  ++left;
+  return done ? found.get() : Holders::unknown;
 }
 
 bool same(pid_t tid, pid_t other) { return tid == other || process_of(tid) == process_of(other); }
