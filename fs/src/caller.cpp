@@ -1,13 +1,26 @@
 #include "caller.hpp"
 
+#include <endian.h>
+#include <fcntl.h>
 #include <grp.h>
+#include <linux/limits.h>
+#include <linux/posix_acl.h>
+#include <linux/posix_acl_xattr.h>
 #include <sys/fsuid.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 #include <system_error>
+
+#include "node.hpp"
 
 namespace sharrfs {
 namespace {
@@ -28,6 +41,16 @@ std::vector<gid_t> groups_of(fuse_req_t request) {
     groups.resize(size);
     if (all) return groups;
   }
+}
+
+constexpr const char* access_acl = "system.posix_acl_access";
+
+// Empty where there is none, or the file system has none.
+std::string acl_of(int fd) {
+  std::array<char, XATTR_SIZE_MAX> value;
+  const ssize_t size = getxattr(self(fd).c_str(), access_acl, value.data(), value.size());
+  if (size < 0 && errno != ENODATA && errno != EOPNOTSUPP) fail(errno);
+  return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
 }
 
 }  // namespace
@@ -56,6 +79,52 @@ AsCaller::~AsCaller() {
   setfsuid(geteuid());
   // Going on with somebody else's groups would be worse than not going on.
   if (set_thread_groups(groups_) != 0) std::abort();
+}
+
+bool may(fuse_req_t request, int fd, int access) {
+  const fuse_ctx* const caller = fuse_req_ctx(request);
+  if (caller->uid == 0 || caller->uid == geteuid()) return true;
+  if (geteuid() == 0) {
+    const AsCaller as(request);
+    return faccessat(fd, "", access, AT_EACCESS | AT_EMPTY_PATH) == 0;
+  }
+  struct stat st;
+  if (fstat(fd, &st) != 0) return false;
+  const mode_t mode = mode_within_acl(fd, st.st_mode);
+  const bool in_group =
+      caller->gid == st.st_gid || std::ranges::count(groups_of(request), st.st_gid) > 0;
+  const mode_t granted = caller->uid == st.st_uid ? mode >> 6U : in_group ? mode >> 3U : mode;
+  if ((static_cast<mode_t>(access) & ~granted) == 0) return true;
+  errno = EACCES;
+  return false;
+}
+
+mode_t mode_within_acl(int fd, mode_t mode) {
+  const std::string acl = acl_of(fd);
+  mode_t group = mode >> 3U & S_IRWXO;
+  mode_t other = mode & S_IRWXO;
+  mode_t mask = S_IRWXO;
+  // From the end, where the mask is, to what it bounds: acl(5) has an order.
+  posix_acl_xattr_entry entry;
+  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
+       end -= sizeof(entry)) {
+    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
+    const mode_t granted = le16toh(entry.e_perm) & mask;
+    const unsigned tag = le16toh(entry.e_tag);
+    if (tag == ACL_MASK) mask = granted;
+    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
+    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
+  }
+  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
+}
+
+void copy_acl(int from, int to) {
+  const std::string acl = acl_of(from);
+  if (!acl.empty()) {
+    if (fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+  } else if (!acl_of(to).empty() && fremovexattr(to, access_acl) != 0) {
+    fail(errno);
+  }
 }
 
 }  // namespace sharrfs

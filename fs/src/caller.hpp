@@ -1,4 +1,4 @@
-// File system permissions of whoever made a request, for as long as the object lives.
+// What whoever made a request may do with files.
 #pragma once
 
 #include <fuse_lowlevel.h>
@@ -18,12 +18,22 @@ class AsCaller {
   AsCaller(const AsCaller&) = delete;
   AsCaller& operator=(const AsCaller&) = delete;
   ~AsCaller();
-  // Whether that makes a difference to what is allowed.
-  bool switched() const { return switched_; }
 
  private:
   bool switched_ = false;
   std::vector<gid_t> groups_;  // the daemon's own
 };
+
+// Whether the caller may read or write (R_OK, W_OK) the file open as fd, which may be O_PATH. The
+// kernel has asked that of the mode alone, and perhaps of another file that had the name. False
+// with errno set.
+bool may(fuse_req_t request, int fd, int access);
+
+// A mode that grants nobody more than the ACL of the file does: the group's part of its own is what
+// the ACL grants to anybody. Each of the group, and each of all others, may do as much by the ACL;
+// whom that grants more has less.
+mode_t mode_within_acl(int fd, mode_t mode);
+// to: a new file, which may have inherited one.
+void copy_acl(int from, int to);
 
 }  // namespace sharrfs

@@ -250,6 +250,10 @@ void FileSystem::expire_names_of(const std::vector<NodePtr>& nodes, std::vector<
   // The kernel takes some microseconds for each, and whoever has other changes to see waits.
   constexpr std::size_t most = 500;
   also.insert(also.end(), nodes.begin(), nodes.end());
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(also, [&](const NodePtr& node) { return node->lookups == 0; });  // it has none
+  }
   if (also.size() > most) {
     expire_names();
     return;

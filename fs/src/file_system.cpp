@@ -1,19 +1,14 @@
 #include "file_system.hpp"
 
-#include <endian.h>
 #include <fmt/format.h>
 #include <linux/limits.h>
-#include <linux/posix_acl.h>
-#include <linux/posix_acl_xattr.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -94,48 +89,6 @@ bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
   }
 }
 
-constexpr const char* access_acl = "system.posix_acl_access";
-
-// Empty where there is none, or the file system has none.
-std::string acl_of(int fd) {
-  std::array<char, XATTR_SIZE_MAX> value;
-  const ssize_t size = getxattr(self(fd).c_str(), access_acl, value.data(), value.size());
-  if (size < 0 && errno != ENODATA && errno != EOPNOTSUPP) fail(errno);
-  return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
-}
-
-// to: a new file, which may have inherited one.
-void copy_acl(int from, int to) {
-  const std::string acl = acl_of(from);
-  if (!acl.empty()) {
-    if (fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
-  } else if (!acl_of(to).empty() && fremovexattr(to, access_acl) != 0) {
-    fail(errno);
-  }
-}
-
-// The kernel goes by a directory's mode alone, the group's part of which is what its ACL grants to
-// anybody. So it is told what each of the group, and each of all others, may do by the ACL; whom
-// that grants more has less through the mount. Who opens a file is checked for its ACL anyway.
-mode_t mode_within_acl(int directory, mode_t mode) {
-  const std::string acl = acl_of(directory);
-  mode_t group = mode >> 3U & S_IRWXO;
-  mode_t other = mode & S_IRWXO;
-  mode_t mask = S_IRWXO;
-  // From the end, where the mask is, to what it bounds: acl(5) has an order.
-  posix_acl_xattr_entry entry;
-  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
-       end -= sizeof(entry)) {
-    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
-    const mode_t granted = le16toh(entry.e_perm) & mask;
-    const unsigned tag = le16toh(entry.e_tag);
-    if (tag == ACL_MASK) mask = granted;
-    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
-    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
-  }
-  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
-}
-
 // For a line of the log.
 std::string printable(std::string_view text) {
   std::string result;
@@ -155,7 +108,9 @@ bool is_foreign(int directory, const std::string& name) {
 }
 
 bool is_there(int directory, const std::string& name) {
-  return sharr::open_beneath(directory, name, O_PATH) || errno != ENOENT;
+  if (sharr::open_beneath(directory, name, O_PATH)) return true;
+  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) fail(errno);
+  return errno != ENOENT;
 }
 
 std::string self(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
@@ -391,17 +346,19 @@ struct stat FileSystem::stat_node(const NodePtr& node) {
         std::max<nlink_t>(st.st_nlink, 1);  // what a program that has a name for it expects
     return st;
   }
-  struct stat st;
-  if (node->directory) {
-    const FileDescriptor fd = open_directory(node);
-    st = stat_of(fd.get());
-    st.st_mode = mode_within_acl(fd.get(), st.st_mode);
+  const auto stat_directory = [](int fd) {
+    struct stat st = stat_of(fd);
+    // The kernel goes by that alone. Who opens a file is asked for; see may().
+    st.st_mode = mode_within_acl(fd, st.st_mode);
     return st;
-  }
+  };
   {
     const std::lock_guard lock(mutex_);
+    if (node->fd) return stat_directory(node->fd.get());
     if (!node->handles.empty()) return stat_of(node->handles.front()->fd.get());
   }
+  if (node->directory) return stat_directory(open_directory(node).get());
+  struct stat st;
   open_node(node, O_PATH, st);
   return st;
 }
@@ -532,13 +489,15 @@ void FileSystem::retire(const NodePtr& node) {
   }
 }
 
-std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id) {
+std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id,
+                                                                        fuse_req_t reader) {
   const NodePtr node = find(id);
   if (is_unopened(node)) fail(ESTALE);
   if (unpublished(node)) return {};
   if (node->directory) return {{sharr::uri_attribute, prefix_of(node)}};
   struct stat st;
   const FileDescriptor fd = open_node(node, O_RDONLY, st);
+  if (reader != nullptr && !may(reader, fd.get(), R_OK)) fail(errno);
   const std::string path = path_of(node);
   const sharr::Info info = read_array(fd.get(), st, prefix_ + path);
   const auto key = [](const char* name) { return std::string(attribute_prefix) + name; };
@@ -639,11 +598,23 @@ void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr
 
 // The others looked at are those who can have it from this one: what the process has started, or,
 // when it has the file from somebody itself, everybody.
-bool FileSystem::last_close(const NodePtr& node, pid_t tid, const Writing& writing, off_t size) {
+bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size) {
+  const NodePtr& node = closed.node;
+  {
+    // By a path to one of the descriptors, as in /proc, anybody may have opened it.
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::any_of(node->handles, [&](const Handle* other) {
+          return other != &closed && other->writable &&
+                 other->closed == Handle::Clock::time_point{};
+        })) {
+      return false;
+    }
+  }
   const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
   if (process::holders(Where::process, tid, file) != Holders::none) return false;
-  // What nobody has written yet may be left to whoever came by the file in any way.
-  const bool whole = lseek(writing.draft.fd(), 0, SEEK_HOLE) >= size;
+  // What nobody has written yet may be left to whoever came by the file in any way. Of parts of a
+  // page that cannot be seen.
+  const bool whole = !writing.grown && lseek(writing.draft.fd(), 0, SEEK_HOLE) >= size;
   const bool children = whole && process::same(tid, writing.opener);
   return !held_elsewhere(children ? Where::children : Where::everywhere, tid, file);
 }
@@ -755,7 +726,7 @@ FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std:
 // It looks no third time, so that nothing else should answer ESTALE to an open with O_TRUNC: what
 // was begun then is in the thread's way until something shows that it has given up. Nobody sees
 // that, because a draft looks like the file it is to replace until it is opened.
-void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
+void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int access) {
   const pid_t tid = fuse_req_ctx(request)->pid;
   if (tid == 0)
     fail(EPERM);  // a process in a PID namespace out of sight cannot be told from others
@@ -770,6 +741,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request) {
       if (error.code().value() != ENOENT) throw;
     }
     if (fd) {
+      if (!may(request, fd.get(), access)) fail(errno);
       writing = replacement(parent, name, st, tid);
     } else {  // gone since the kernel looked
       const FileDescriptor directory = open_directory(parent);
@@ -869,7 +841,8 @@ void FileSystem::log_refusal(const NodePtr& node, const char* why) noexcept {
 // last has to be known: the process itself is looked at each time, others when what is there is no
 // array yet or when they may have the file from this one. Should a descriptor be out of sight, say
 // on its way through a socket, the answer is a guess, and settle() puts things right.
-void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
+void FileSystem::finish(const Handle& closed, fuse_req_t request) {
+  const NodePtr& node = closed.node;
   const WritingPtr writing = this->writing(node);
   if (!writing) return;
   const pid_t tid = fuse_req_ctx(request)->pid;  // 0 when it is in a PID namespace out of sight
@@ -899,7 +872,7 @@ void FileSystem::finish(const NodePtr& node, fuse_req_t request) {
   }
   // Of a thread out of sight all that can be told now is whether there is room.
   const auto size = static_cast<off_t>(info->offset + info->nbytes);
-  if (tid != 0 && !last_close(node, tid, *writing, size)) return;
+  if (tid != 0 && !last_close(closed, tid, *writing, size)) return;
   try {
     writing->draft.reserve(*info);
     if (tid != 0) publish(node, *writing, request);
@@ -943,9 +916,9 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       std::optional<AsCaller> caller;
       if (writing.replaces != key_of(there->st)) {
         if (request == nullptr) throw sharr::Error(EEXIST, prefix + name);
-        caller.emplace(request);
         // As with O_TRUNC, to be allowed to write the file is enough.
-        if (sharr::open_beneath(directory.get(), name, O_WRONLY)) caller.reset();
+        const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH);
+        if (!old || !may(request, old.get(), W_OK)) caller.emplace(request);
       }
       writing.draft.publish(directory.get(), name, true);
       done = true;

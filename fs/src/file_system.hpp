@@ -102,7 +102,8 @@ class FileSystem {
   std::pair<NodePtr, bool> node_of(const struct stat& st);
   struct stat stat_node(const NodePtr& node);
   struct stat presented(struct stat st) const;
-  std::vector<std::pair<std::string, std::string>> attributes(fuse_ino_t id);
+  std::vector<std::pair<std::string, std::string>> attributes(fuse_ino_t id,
+                                                              fuse_req_t reader = nullptr);
 
   // Looks a name up and counts that; ENOENT when there is nothing to show.
   fuse_entry_param enter(const NodePtr& parent, const std::string& name);
@@ -166,7 +167,7 @@ class FileSystem {
   std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags);
   // Whether a descriptor of a draft that the thread has closed was the last one. size: of the
   // array.
-  bool last_close(const NodePtr& node, pid_t tid, const Writing& writing, off_t size);
+  bool last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size);
   bool others_are_closing(const Handle& handle);
   void close(std::unique_ptr<Handle> handle) noexcept;
   // True when something was to be done.
@@ -180,14 +181,14 @@ class FileSystem {
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
   WritingPtr replacement(const NodePtr& parent, const std::string& name, const struct stat& st,
                          pid_t tid);
-  void start_overwriting(const NodePtr& node, fuse_req_t request);
+  void start_overwriting(const NodePtr& node, fuse_req_t request, int access);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);
   bool end_overwriting(const NodePtr& node, pid_t tid);
   void purge_truncations();
   void abandon(const NodePtr& node);  // mutex_ is held
-  void finish(const NodePtr& node, fuse_req_t request);
+  void finish(const Handle& closed, fuse_req_t request);
   void settle(const NodePtr& node) noexcept;
   void publish(const NodePtr& node, Writing& writing, fuse_req_t request);
   void log_refusal(const NodePtr& node, const char* why) noexcept;

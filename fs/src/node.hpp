@@ -74,6 +74,7 @@ struct FileSystem::Writing {
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's
   // open_memmap does. Who cannot, as cp, has lost the data.
   bool declared = false;
+  bool grown = false;  // has got memory that nobody may have written to
   bool published = false;
   bool killed = false;   // so was the last to close it
   bool refused = false;  // and the last to close it was told so

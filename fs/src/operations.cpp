@@ -36,19 +36,11 @@ timespec time_to_set(int to_set, int given, int now, const timespec& time) {
   return {.tv_sec = 0, .tv_nsec = UTIME_OMIT};
 }
 
-// Of a draft, which may be mapped: what it grows by is to be there.
-void resize(int fd, off_t before, off_t size) {
-  // To find out the slow way takes seconds, and everybody's memory.
-  struct statvfs store;
-  if (size > before && fstatvfs(fd, &store) == 0 && store.f_blocks > 0 &&
-      static_cast<std::uint64_t>(size - before) / store.f_frsize > store.f_bavail) {
-    fail(ENOSPC);
-  }
-  if (ftruncate(fd, size) != 0) fail(errno);
-  if (size <= before || fallocate(fd, 0, before, size - before) == 0 || errno == EOPNOTSUPP) return;
-  const int errnum = errno;
-  if (ftruncate(fd, before) != 0) fail(errno);
-  fail(errnum);
+// What an open asks of a file that is there.
+int access_of(int flags) {
+  int access = (flags & O_ACCMODE) != O_WRONLY ? R_OK : 0;
+  if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0) access |= W_OK;
+  return access;
 }
 
 }  // namespace
@@ -153,7 +145,9 @@ struct FileSystem::Operations {
           if ((to_set & FUSE_SET_ATTR_SIZE) != 0) {
             // The size is an array's for good; what is no array yet may have any.
             if (const Unpublished draft = fs.unpublished(node)) {
-              resize(draft->draft.fd(), st.st_size, attr->st_size);
+              // It may be mapped: what it grows by is to be there.
+              draft->draft.resize(static_cast<std::uint64_t>(attr->st_size));
+              if (attr->st_size > st.st_size) draft->grown = true;
             } else if (attr->st_size != st.st_size) {
               fail(EPERM);
             }
@@ -214,10 +208,10 @@ struct FileSystem::Operations {
           fail(ESTALE);
         }
       }
-      if (truncates && ftruncate(draft->draft.fd(), 0) != 0) fail(errno);
+      if (truncates) draft->draft.resize(0);
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
     } else if (truncates) {
-      fs.start_overwriting(node, request);
+      fs.start_overwriting(node, request, access_of(file->flags));
       fail(ESTALE);
     } else if ((file->flags & O_APPEND) != 0) {
       fail(EPERM);  // an array does not grow
@@ -233,16 +227,14 @@ struct FileSystem::Operations {
     };
     const Key before = key();
     auto [opened, backing_id] = fs.open_handle(node, file->flags);
-    if (const AsCaller caller(request); caller.switched() && !begun) {
-      // What has the name now may not be what the kernel has checked the caller's rights on.
-      if (!reopen(opened->fd.get(), file->flags & O_ACCMODE)) {
-        const int errnum = errno;
-        fs.close(std::move(opened));
-        fail(errnum);
-      }
+    try {
+      if (!begun && !may(request, opened->fd.get(), access_of(file->flags))) fail(errno);
+      // See written(); or another file has taken the name, and the node.
+      if (opened->writable || key() != before) fs.expire_attributes(id);
+    } catch (...) {
+      fs.close(std::move(opened));
+      throw;
     }
-    // See written(); or another file has taken the name, and the node.
-    if (opened->writable || key() != before) fs.expire_attributes(id);
     file->fh = reinterpret_cast<std::uint64_t>(opened.get());
     Handle* const handle = opened.release();
     // Never cached: the pages change without the kernel's FUSE side knowing.
@@ -269,28 +261,23 @@ struct FileSystem::Operations {
       if (there && ((file->flags & O_TRUNC) == 0 || !there->info)) fail(ESTALE);  // look again
       if (!there && is_foreign(fd.get(), name)) fail(EEXIST);
       WritingPtr writing;
-      {
+      if (there) {
+        const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        if (!old || !may(request, old.get(), access_of(file->flags))) fail(errno);
+        writing = fs.replacement(directory, name, there->st, caller_of(request));
+      } else {
         const AsCaller caller(request);
-        if (!there) {
-          writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));
-        } else if (!sharr::open_beneath(fd.get(), name, O_WRONLY)) {
-          fail(errno);
-        }
+        writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));
       }
-      if (there) writing = fs.replacement(directory, name, there->st, caller_of(request));
       writing->exclusive = exclusive;
       writing->declared = (file->flags & O_ACCMODE) == O_RDWR;
       const NodePtr node = fs.start_writing(directory, name, std::move(writing));
-      // The draft of another has had the name in between, and given it to an array.
-      if (exclusive && is_there(fd.get(), name)) {
-        const std::lock_guard lock(fs.mutex_);
-        fs.abandon(node);
-        fail(EEXIST);
-      }
       std::unique_ptr<Handle> opened;
       int backing_id = 0;
       fuse_entry_param entry;
       try {
+        // The draft of another has had the name in between, and given it to an array.
+        if (exclusive && is_there(fd.get(), name)) fail(EEXIST);
         std::tie(opened, backing_id) = fs.open_handle(node, file->flags);
         const struct stat st = fs.stat_node(node);
         const std::lock_guard lock(fs.mutex_);
@@ -335,7 +322,7 @@ struct FileSystem::Operations {
         if (closed.writable) repaired = repair(closed);
       }
       if (repaired) fs.expire_attributes(closed.node->id);
-      fs.finish(closed.node, request);
+      fs.finish(closed, request);
       fuse_reply_err(request, 0);
     });
   }
@@ -403,6 +390,11 @@ struct FileSystem::Operations {
     answer(request, [&] {
       const Unpublished draft = self_of(request).unpublished(handle(file).node);
       if (!draft) fail(EPERM);
+      if ((mode & ~FALLOC_FL_KEEP_SIZE) == 0) {
+        draft->draft.check_space(static_cast<std::uint64_t>(offset) +
+                                 static_cast<std::uint64_t>(length));
+        draft->grown = true;
+      }
       if (::fallocate(handle(file).fd.get(), mode, offset, length) != 0) fail(errno);
       fuse_reply_err(request, 0);
     });
@@ -733,7 +725,7 @@ struct FileSystem::Operations {
           // The kernel asks for others (security.capability) on its own account, and ls(1) for each
           // file until it hears that there are none at all.
           if (!std::string_view(name).starts_with("user.")) fail(EOPNOTSUPP);
-          for (const auto& [key, value] : self_of(request).attributes(id)) {
+          for (const auto& [key, value] : self_of(request).attributes(id, request)) {
             if (key == name) return reply_xattr(request, value, size);
           }
           fail(ENODATA);

@@ -596,6 +596,13 @@ Draft::~Draft() = default;
 
 int Draft::fd() const noexcept { return state_->staging.fd(); }
 
+void Draft::resize(std::uint64_t size) {
+  const struct stat st = detail::stat_file(fd(), state_->name.given()).st;
+  state_->staging.resize(size, static_cast<std::uint64_t>(st.st_size));
+}
+
+void Draft::check_space(std::uint64_t size) { state_->staging.check_space(size); }
+
 Info Draft::check(bool declared) const {
   const std::string& uri = state_->name.given();
   const auto size = static_cast<std::uint64_t>(detail::stat_file(fd(), uri).st.st_size);
@@ -625,13 +632,11 @@ void Draft::reserve(const Info& info) {
     return st;
   };
   const struct stat before = now();
-  if (!whole) state_->staging.allocate(size, {});
+  if (!whole) state_->staging.resize(size, 0);
   state_->staging.trim(now(), size);
-  // Whoever has written it may have set that, as cp -p does.
+  // Whoever has written it may have set that, as cp -p does. Without it the array is one, too.
   const timespec times[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT}, before.st_mtim};
-  if (!same(now().st_mtim, before.st_mtim) && futimens(fd(), times) != 0) {
-    throw Error(errno, state_->name.given());
-  }
+  if (!same(now().st_mtim, before.st_mtim)) futimens(fd(), times);
 }
 
 void Draft::publish(int dirfd, const std::string& name, bool replace) {

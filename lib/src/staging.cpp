@@ -181,7 +181,7 @@ void Staging::throw_failed(int errnum) const {
 
 void Staging::throw_no_space(int errnum) const {
   // What was taken so far is free again.
-  [[maybe_unused]] const int given_back = ftruncate(file_.get(), 0);
+  [[maybe_unused]] const int given_back = ftruncate(file_.get(), static_cast<off_t>(kept_));
   struct statfs fs {};
   std::string free = "less is";
   if (fstatfs(file_.get(), &fs) == 0) free = human_size(free_bytes(fs));
@@ -193,25 +193,27 @@ void Staging::throw_no_space(int errnum) const {
                                       : "free some there"));
 }
 
-void Staging::check_space(std::uint64_t bytes) const {
+void Staging::check_space(std::uint64_t size) {
+  struct stat st;
   struct statfs fs {};
-  if (fstatfs(file_.get(), &fs) != 0) throw_errno(name_);
-  if (bytes > free_bytes(fs)) throw_no_space(ENOSPC);
+  if (fstat(file_.get(), &st) != 0 || fstatfs(file_.get(), &fs) != 0) throw_errno(name_);
+  kept_ = static_cast<std::uint64_t>(st.st_size);
+  const std::uint64_t taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
+  if (size - std::min(size, taken) <= free_bytes(fs)) return;
+  size_ = std::max(size_, size);
+  throw_no_space(ENOSPC);
 }
 
-void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_signal) {
+void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_signal,
+                       std::uint64_t from) {
   size_ = std::max(size_, reserved);
-  if (reserved >= large) {
-    struct stat st;
-    if (fstat(file_.get(), &st) != 0) throw_errno(name_);
-    const std::uint64_t taken = static_cast<std::uint64_t>(st.st_blocks) * 512;
-    check_space(reserved - std::min(reserved, taken));
-  }
+  if (reserved >= large) check_space(reserved);
+  kept_ = from;
   // In pieces: an older tmpfs undoes a piece that a signal interrupts, so that a program with a
   // timer would never get a large one, and a newer one hears no signal before a piece is done.
   // Interrupted pieces shrink until they fit between two signals.
   std::uint64_t piece = large;
-  for (std::uint64_t done = 0; done < reserved;) {
+  for (std::uint64_t done = from; done < reserved;) {
     const std::uint64_t length = std::min(piece, reserved - done);
     bool signalled = false;
     if (fallocate(file_.get(), 0, static_cast<off_t>(done), static_cast<off_t>(length)) == 0) {
@@ -234,8 +236,16 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
   }
 }
 
-void Staging::extend(std::uint64_t size) {
+void Staging::resize(std::uint64_t size, std::uint64_t from) {
   size_ = size;
+  if (size > from) {
+    allocate(size, {}, from);
+  } else if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) {
+    throw_errno(name_);
+  }
+}
+
+void Staging::extend(std::uint64_t size) {
   check_space(size);
   if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) throw_errno(name_);
 }

@@ -24,8 +24,15 @@ class Staging {
   ~Staging();
 
   int fd() const noexcept { return file_.get(); }
-  // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes.
-  void allocate(std::uint64_t reserved, const std::function<void()>& on_signal);
+  // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes. The
+  // first `from` are left alone, also when there is less.
+  void allocate(std::uint64_t reserved, const std::function<void()>& on_signal,
+                std::uint64_t from = 0);
+  // Gives the file another size, with memory or blocks behind all but the first `from`, which are
+  // left when there is less.
+  void resize(std::uint64_t size, std::uint64_t from);
+  // Whether there would be room for it to have that size. Throws as throw_no_space().
+  void check_space(std::uint64_t size);
   // Gives the file its size without memory, which is checked for, but not taken.
   void extend(std::uint64_t size);
   // A tmpfs mounted huge=always gives a huge page to the smallest file: gives back what lies behind
@@ -47,7 +54,6 @@ class Staging {
  private:
   void open(mode_t mode);  // leaves file_ empty with errno set when it fails
   void open_temporary(mode_t mode);
-  void check_space(std::uint64_t bytes) const;
   // These return false with errno set.
   bool give(const Place& place, bool replace);
   bool give_name(const Place& place);
@@ -59,6 +65,7 @@ class Staging {
 
   const Name& name_;
   std::uint64_t size_;
+  std::uint64_t kept_ = 0;  // of the file, where there is no memory for the rest
   Place place_;
   bool namespace_missing_ = false;  // place_ is /dev/shm until publish() makes the namespace
   FileDescriptor file_;

@@ -76,15 +76,17 @@ bool watch(const FileDescriptor& events, const Name& name) {
 // Until something happens, or not any longer.
 void sleep(const FileDescriptor& events, std::optional<std::chrono::nanoseconds> patience,
            const std::function<void()>& on_signal, const Name& name) {
-  // A signal that comes just before ppoll(2) does not end it.
-  constexpr std::chrono::nanoseconds deaf = std::chrono::milliseconds(100);
   constexpr std::chrono::nanoseconds enough = std::chrono::hours(1);
+  // A signal that comes just before ppoll(2) does not end it.
+  const std::chrono::nanoseconds deaf = on_signal ? std::chrono::milliseconds(100) : enough;
   const Clock::time_point until = Clock::now() + std::min(patience.value_or(enough), enough);
   int ready = 0;
   do {
     if (on_signal) on_signal();
     const std::chrono::nanoseconds left = until - Clock::now();
-    const timespec time{.tv_sec = 0, .tv_nsec = std::clamp(left, left.zero(), deaf).count()};
+    const auto slice = std::clamp(left, left.zero(), deaf);
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(slice);
+    const timespec time{.tv_sec = seconds.count(), .tv_nsec = (slice - seconds).count()};
     pollfd poll{.fd = events.get(), .events = POLLIN, .revents = 0};
     ready = ppoll(&poll, 1, &time, nullptr);
     if (ready < 0 && errno != EINTR) throw Error(errno, name.given());

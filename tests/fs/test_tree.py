@@ -634,6 +634,13 @@ def test_flock_stays_with_whoever_has_the_open_file(space, how):
     wait_until(lambda: not flocked(behind / "a"), "the lock to go")
 
 
+def waited_for(path):
+    """Whether anybody waits for a lock on a file."""
+    inode = f":{os.stat(path).st_ino} "
+    locks = pathlib.Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and inode in line for line in locks)
+
+
 def test_who_waits_for_a_lock_gets_it_whatever_else_is_closed(space):
     uri, behind, point = space
     (point / "a").write_bytes(content(1))
@@ -643,7 +650,7 @@ def test_who_waits_for_a_lock_gets_it_whatever_else_is_closed(space):
     with open(point / "a", "r+b") as file:
         thread = threading.Thread(target=lambda: fcntl.lockf(file, fcntl.LOCK_EX))
         thread.start()
-        wait_until(lambda: "->" in pathlib.Path("/proc/locks").read_text(), "the thread to wait")
+        wait_until(lambda: waited_for(behind / "a"), "the thread to wait")
         other.close()
         child.communicate("\n")
         thread.join()
@@ -663,7 +670,7 @@ def test_who_waits_for_a_lock_gets_it_whatever_else_was_used(space):
     with open(point / "a", "r+b") as file:
         thread = threading.Thread(target=lambda: fcntl.lockf(file, fcntl.LOCK_EX, 10))
         thread.start()
-        wait_until(lambda: "->" in pathlib.Path("/proc/locks").read_text(), "the thread to wait")
+        wait_until(lambda: waited_for(behind / "a"), "the thread to wait")
         with open(point / "a", "r+b") as other:
             fcntl.lockf(other, fcntl.LOCK_UN, 10, 200)
         [daemon] = daemons(point)

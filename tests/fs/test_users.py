@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sharr
 import test_tree
-from conftest import NOBODY, PYTHON, ROOT, SHM, as_nobody, needs_root, wait_until
+from conftest import NOBODY, PYTHON, ROOT, SHM, as_nobody, needs_root, sharrfs_binary, wait_until
 from mounts import NATIVE, daemons, mode, mounted, mounting, needs_fuse, unmount
 
 pytestmark = [needs_fuse, needs_root]
@@ -266,8 +266,8 @@ def test_groups(world):
 
 
 def acl(**entries):
-    """An ACL as its attribute has it (linux/posix_acl_xattr.h); nobody is a user's entry, root a group's."""
-    tags = {"owner": (1, -1), "nobody": (2, NOBODY), "group": (4, -1), "root": (8, 0), "mask": (16, -1), "other": (32, -1)}
+    """An ACL as its attribute has it (linux/posix_acl_xattr.h); nobody and other_user are users' entries, root a group's."""
+    tags = {"owner": (1, -1), "nobody": (2, NOBODY), "other_user": (2, NOBODY - 1), "group": (4, -1), "root": (8, 0), "mask": (16, -1), "other": (32, -1)}
     rows = [(*tags[tag], permissions) for tag, permissions in entries.items()]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", tag, permissions, who) for tag, who, permissions in rows)
 
@@ -307,11 +307,85 @@ def test_no_more_than_an_acl_grants(world):
     os.chmod(behind / "d/e", 0o755)
     wait_until(lambda: os.stat(point / "d/e").st_mode == 0o40755, "the ACL is gone")
     # That of a file counts when it is opened.
-    os.setxattr(behind / "d/e/a", key, acl(owner=6, nobody=0, group=4, mask=4, other=4))
-    run_as("""
-        assert os.listdir(f"{point}/d/e") == ["a"]
-        no(errno.EACCES, open, f"{point}/d/e/a", "rb")
-    """, behind, point)  # fmt: skip
+    os.setxattr(behind / "d/e/a", key, acl(owner=6, nobody=0, group=6, mask=6, other=6))
+    run_as('assert os.listdir(f"{point}/d/e") == ["a"]' + FORBIDDEN, behind, point)
+    assert np.load(behind / "d/e/a") == 1
+
+
+# What nobody may do to d/e/a by its ACL, and could by its mode.
+FORBIDDEN = """
+for how in ("rb", "r+b", "wb"):
+    no(errno.EACCES, open, f"{point}/d/e/a", how)
+for key in ("dtype", "uri"):
+    no(errno.EACCES, os.getxattr, f"{point}/d/e/a", f"user.sharr.{key}")
+"""
+
+
+def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_build):
+    """Whose daemon cannot try what others may."""
+    behind, point = SHM / name, pathlib.Path("/tmp") / name
+    if not os.path.exists("/etc/fuse.conf"):
+        pytest.skip("needs /etc/fuse.conf")
+    (tmp_path / "fuse.conf").write_text("user_allow_other\n")
+    os.mknod(tmp_path / "fuse", stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+    os.chmod(tmp_path / "fuse", 0o666)
+    other = NOBODY - 1
+    (behind / "d/e").mkdir(parents=True), point.mkdir()
+    for file, group in (("d/e/a", NOBODY), ("d/e/b", other), ("d/e/c", NOBODY)):
+        (behind / file).write_bytes(npy(1.0))
+        os.chown(behind / file, NOBODY, group)
+    os.chmod(behind / "d/e/c", 0o600)
+    for path in (behind, point):
+        os.chown(path, NOBODY, NOBODY)
+    try:
+        for file, value in (
+            ("a", acl(owner=6, other_user=0, group=6, mask=6, other=6)),
+            ("b", acl(owner=6, group=4, root=6, mask=6, other=0)),
+        ):
+            os.setxattr(behind / "d/e" / file, "system.posix_acl_access", value)
+    except OSError:
+        pytest.skip("no ACLs here")
+    code = PRELUDE + FORBIDDEN + textwrap.dedent("""
+        assert np.load(f"{point}/d/e/b") == 1
+        no(errno.EACCES, open, f"{point}/d/e/b", "r+b")
+        no(errno.EACCES, open, f"{point}/d/e/c", "rb")
+        assert os.getxattr(f"{point}/d/e/b", "user.sharr.dtype") == b"float64"
+    """)  # fmt: skip
+    script = """
+        umask 022
+        mount --bind "$1/fuse.conf" /etc/fuse.conf && mount --bind "$1/fuse" /dev/fuse &&
+            setpriv --reuid=$2 --regid=$2 --clear-groups "$3" "$4" "$5" -o allow_other &&
+            setpriv --reuid=$6 --regid=$6 --clear-groups "$7" -c "$8" "$4" "$5"
+        status=$?; umount "$5"; exit $status
+    """
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", tmp_path, str(NOBODY), public_build / "bin/sharrfs", f"shm://{name}", point,
+         str(other), PYTHON, code],
+        capture_output=True, text=True, cwd="/", timeout=60,
+    )  # fmt: skip
+    wait_until(lambda: not daemons(point), "the daemon's end")
+    point.rmdir()
+    assert done.returncode == 0, done.stderr
+    assert [np.load(behind / "d/e" / file) for file in "abc"] == [1] * 3
+
+
+def test_a_daemon_that_cannot_act_for_others(name, tmp_path):
+    """As in a container without CAP_SETGID: it refuses them, and answers on."""
+    behind, point = SHM / name, tmp_path / "mnt"
+    behind.mkdir(), point.mkdir()
+    for above in (tmp_path, *tmp_path.parents):
+        if above.owner() == "root" and above != pathlib.Path("/tmp"):
+            above.chmod(above.stat().st_mode | 0o011)
+    (behind / "x").write_bytes(npy(1.0))
+    less = tmp_path / "sharrfs"
+    less.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-setgid "{sharrfs_binary()}" "$@"\n')
+    less.chmod(0o755)
+    with mounting(f"shm://{name}", point, "-o", "allow_other", binary=less):
+        for mode in (0o644, 0o664, 0o666):
+            run_as('no(errno.EPERM, open, f"{point}/x", "rb")', behind, point)
+            os.chmod(behind / "x", mode)
+            wait_until(lambda mode=mode: os.stat(point / "x").st_mode & 0o777 == mode, "the mode")
+            assert np.load(point / "x") == 1
 
 
 def test_set_id_and_devices(world):

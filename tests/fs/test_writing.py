@@ -1016,10 +1016,11 @@ def test_the_time_that_a_program_sets_stays(space, tmp_path):
     assert os.stat(behind / "x").st_blocks * 512 >= 200_000 * 8
 
 
-def test_what_is_left_to_another_process_to_fill(space):
+@pytest.mark.parametrize("array", [A, A[0, :16]])
+def test_what_is_left_to_another_process_to_fill(space, array):
     """Which is no child of the one that has opened it."""
     uri, behind, point = space
-    data = npy(A)
+    data = npy(array)
     fd = os.open(point / "x", os.O_RDWR | os.O_CREAT, 0o644)
     os.write(fd, data[:128]), os.ftruncate(fd, len(data))
     read, write = os.pipe()
@@ -1036,6 +1037,57 @@ def test_what_is_left_to_another_process_to_fill(space):
     os.close(write), os.close(read)
     wait_until((point / "x").exists, "it to be closed")
     assert not early and (point / "x").read_bytes() == data
+
+
+def test_what_another_process_has_opened_by_its_descriptor(space):
+    """Neither has got it from the other, and nothing of it is missing."""
+    uri, behind, point = space
+    data = npy(A)
+    fd = os.open(point / "x", os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(fd, data[:128] + bytes(len(data) - 128))
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    (opened, opens), (waits, goes) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0:
+            os.close(fd), os.close(goes)
+            own = os.open(path, os.O_RDWR)
+            os.write(opens, b".")
+            os.read(waits, 1)
+            os.pwrite(own, data[128:], 128)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.read(opened, 1)
+    os.close(fd)
+    early = (point / "x").exists()
+    for each in (opened, opens, waits, goes):
+        os.close(each)
+    wait_until((point / "x").exists, "it to be closed")
+    assert not early and (point / "x").read_bytes() == data
+
+
+@needs_root
+@pytest.mark.parametrize("options", [[], ["-o", "direct_io"]])
+def test_room_for_what_a_draft_grows_by(tmp_path, options):
+    """What it has already counts; what the machine has not is refused at once."""
+    source, point = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir(), point.mkdir()
+    for size in ("8m", "0"):  # 0: without a limit
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", source], check=True)
+        try:
+            with mounting(f"file://{source}", point, *options):
+                data = npy(np.ones(6 << 17))
+                fd = os.open(point / "x", os.O_RDWR | os.O_CREAT)
+                for call in (os.ftruncate, lambda fd, size: os.posix_fallocate(fd, 0, size)):
+                    fails(errno.ENOSPC, call, fd, 1 << 44)
+                assert os.fstat(fd).st_size == 0
+                subprocess.run(["fallocate", "-n", "-l", "6M", f"/proc/{os.getpid()}/fd/{fd}"], check=True)
+                os.ftruncate(fd, len(data))
+                assert os.pwrite(fd, data, 0) == len(data)
+                os.close(fd)
+                assert (source / "x").read_bytes() == data
+        finally:
+            subprocess.run(["umount", source], check=True)
 
 
 def test_many_closes_at_once_are_all_told(space, tmp_path):

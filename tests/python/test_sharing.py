@@ -965,8 +965,8 @@ def test_waiting_can_be_interrupted_whatever_else_happens(name):
     """
     code = """
         import sys, sharr
-        print(flush=True)
         try:
+            print(flush=True)
             sharr.wait(sys.argv[1])
         except KeyboardInterrupt:
             print("heard")

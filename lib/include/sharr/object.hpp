@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -106,11 +107,16 @@ class Draft {
 
   // Open for reading and writing.
   int fd() const noexcept;
+  // Gives the file another size, in bytes, with memory or blocks for what is added. Throws Error
+  // ENOSPC where there is none; then it stays as it is.
+  void resize(std::uint64_t size);
+  // Whether there would be room for that. Throws as resize().
+  void check_space(std::uint64_t size);
   // What the file is when it is one whole NPY array and nothing else. With `declared` a header
   // alone will do; it stands for an array of zeros. Throws FormatError, Error when reading fails.
   Info check(bool declared) const;
   // Gives the file the size that info says, which check() returned, and memory or blocks where it
-  // has holes; its time of modification stays. Throws Error ENOSPC.
+  // has holes; its time of modification stays, if it may be set. Throws Error ENOSPC.
   void reserve(const Info& info);
   // Gives it its name in the directory dirfd. Throws Error EEXIST when there is one already, unless
   // that is to be replaced, which happens in one step; ENOENT where the directory has been removed.
