@@ -640,8 +640,8 @@ def test_storm(place, queue):
     with contextlib.ExitStack() as stack:
         with short_queue() if queue == "short" else contextlib.nullcontext():
             stack.enter_context(mounting(uri, point))
-        for _ in range(4):
-            blow(place, 1.5)
+        for _ in range(3):
+            blow(place, 1.2)
             agree(behind, point)
 
 
