@@ -89,6 +89,24 @@ bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
   }
 }
 
+bool same_rights(const struct stat& a, const struct stat& b) {
+  return a.st_uid == b.st_uid && a.st_gid == b.st_gid &&
+         (a.st_mode & ALLPERMS) == (b.st_mode & ALLPERMS);
+}
+
+// Gives a file, to, the owner, mode and ACL of another.
+void inherit(int from, int to) {
+  const struct stat st = stat_of(from);
+  const struct stat made = stat_of(to);
+  if ((made.st_uid != st.st_uid || made.st_gid != st.st_gid) &&
+      fchown(to, st.st_uid, st.st_gid) != 0) {
+    fail(errno);
+  }
+  if (fchmod(to, st.st_mode & 01777) != 0) fail(errno);
+  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
+  copy_acl(from, to);
+}
+
 // For a line of the log.
 std::string printable(std::string_view text) {
   std::string result;
@@ -109,7 +127,7 @@ bool is_foreign(int directory, const std::string& name) {
 
 bool is_there(int directory, const std::string& name) {
   if (sharr::open_beneath(directory, name, O_PATH)) return true;
-  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) fail(errno);
+  if (errno == EACCES || errno == EMFILE || errno == ENFILE || errno == ENOMEM) fail(errno);
   return errno != ENOENT;
 }
 
@@ -248,8 +266,8 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
     }
     open = FileDescriptor(fcntl(node->handles.front()->fd.get(), F_DUPFD_CLOEXEC, 0));
   }
-  // Not with the lock: a lease of somebody's may make it wait.
-  if (open) fd = reopen(open.get(), flags);
+  // Not with the lock, and no lease of somebody's is waited for, which whoever has it may keep.
+  if (open) fd = reopen(open.get(), flags | O_NONBLOCK);
   if (!open || !fd) fail(errno);
   st = stat_of(fd.get());
   return fd;
@@ -600,14 +618,14 @@ void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr
 // when it has the file from somebody itself, everybody.
 bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size) {
   const NodePtr& node = closed.node;
+  // By a path to one of the descriptors, as in /proc, anybody may have opened it.
+  bool opened_again = false;
   {
-    // By a path to one of the descriptors, as in /proc, anybody may have opened it.
     const std::lock_guard lock(mutex_);
-    if (std::ranges::any_of(node->handles, [&](const Handle* other) {
-          return other != &closed && other->writable &&
-                 other->closed == Handle::Clock::time_point{};
-        })) {
-      return false;
+    for (const Handle* other : node->handles) {
+      if (other == &closed || !other->writable) continue;
+      if (other->closed == Handle::Clock::time_point{}) return false;
+      opened_again = true;
     }
   }
   const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
@@ -615,7 +633,7 @@ bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writ
   // What nobody has written yet may be left to whoever came by the file in any way. Of parts of a
   // page that cannot be seen.
   const bool whole = !writing.grown && lseek(writing.draft.fd(), 0, SEEK_HOLE) >= size;
-  const bool children = whole && process::same(tid, writing.opener);
+  const bool children = whole && !opened_again && process::same(tid, writing.opener);
   return !held_elsewhere(children ? Where::children : Where::everywhere, tid, file);
 }
 
@@ -696,25 +714,16 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
   return node;
 }
 
-// What is to take the place of the array that st is of. As open(2) with O_TRUNC has it, whoever may
-// write the file may do this, and owner and mode stay.
+// What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
+// it, whoever may write the file may do this, and owner and mode stay.
 FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
-                                               const struct stat& st, pid_t tid) {
+                                               FileDescriptor old, pid_t tid) {
   const FileDescriptor directory = open_directory(parent);
   auto writing =
       std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, tid);
-  writing->replaces = key_of(st);
-  const int draft = writing->draft.fd();
-  const struct stat made = stat_of(draft);
-  if ((made.st_uid != st.st_uid || made.st_gid != st.st_gid) &&
-      fchown(draft, st.st_uid, st.st_gid) != 0) {
-    fail(errno);
-  }
-  if (fchmod(draft, st.st_mode & 01777) != 0) fail(errno);
-  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
-  if (const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH)) {
-    copy_acl(old.get(), draft);
-  }
+  writing->inherited = stat_of(old.get());
+  writing->replaces = std::move(old);
+  inherit(writing->replaces.get(), writing->draft.fd());
   return writing;
 }
 
@@ -742,7 +751,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
     }
     if (fd) {
       if (!may(request, fd.get(), access)) fail(errno);
-      writing = replacement(parent, name, st, tid);
+      writing = replacement(parent, name, std::move(fd), tid);
     } else {  // gone since the kernel looked
       const FileDescriptor directory = open_directory(parent);
       const AsCaller caller(request);
@@ -914,7 +923,15 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
     if (there && !writing.exclusive) {
       std::optional<AsCaller> caller;
-      if (writing.replaces != key_of(there->st)) {
+      if (writing.replaces && key_of(stat_of(writing.replaces.get())) == key_of(there->st)) {
+        // Others that it has got since are meant for what has its name.
+        const timespec& changed = there->st.st_ctim;
+        const timespec& before = writing.inherited.st_ctim;
+        if ((changed.tv_sec != before.tv_sec || changed.tv_nsec != before.tv_nsec) &&
+            same_rights(stat_of(writing.draft.fd()), writing.inherited)) {
+          inherit(writing.replaces.get(), writing.draft.fd());
+        }
+      } else {
         if (request == nullptr) throw sharr::Error(EEXIST, prefix + name);
         // As with O_TRUNC, to be allowed to write the file is enough.
         const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH);

@@ -67,8 +67,11 @@ struct FileSystem::Writing {
 
   sharr::Draft draft;
   const pid_t opener;
-  bool exclusive = false;       // opened with O_EXCL: takes no other's place
-  std::optional<Key> replaces;  // opened with O_TRUNC: takes this one's
+  bool exclusive = false;  // opened with O_EXCL: takes no other's place
+  // Opened with O_TRUNC: takes this one's, by O_PATH, so that its inode is not used again; of which
+  // it has this owner and mode.
+  sharr::FileDescriptor replaces;
+  struct stat inherited {};
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's

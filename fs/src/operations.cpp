@@ -173,6 +173,12 @@ struct FileSystem::Operations {
                 time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
                 time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
             const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
+            // For the present time the right to write is enough, to the kernel by the mode.
+            const bool now = times[0].tv_nsec == UTIME_NOW && times[1].tv_nsec == UTIME_NOW;
+            if (now && fuse_req_ctx(request)->uid != st.st_uid &&
+                !may(request, opened.get(), W_OK)) {
+              fail(errno);
+            }
             if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
           }
           st = fs.presented(fs.stat_node(node));
@@ -208,7 +214,10 @@ struct FileSystem::Operations {
           fail(ESTALE);
         }
       }
-      if (truncates) draft->draft.resize(0);
+      if (truncates) {
+        if (!begun && !may(request, draft->draft.fd(), W_OK)) fail(errno);
+        draft->draft.resize(0);
+      }
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
     } else if (truncates) {
       fs.start_overwriting(node, request, access_of(file->flags));
@@ -262,9 +271,13 @@ struct FileSystem::Operations {
       if (!there && is_foreign(fd.get(), name)) fail(EEXIST);
       WritingPtr writing;
       if (there) {
-        const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        struct stat st;
+        if (old && fstat(old.get(), &st) == 0 && key_of(st) != key_of(there->st)) {
+          fail(ESTALE);  // look again
+        }
         if (!old || !may(request, old.get(), access_of(file->flags))) fail(errno);
-        writing = fs.replacement(directory, name, there->st, caller_of(request));
+        writing = fs.replacement(directory, name, std::move(old), caller_of(request));
       } else {
         const AsCaller caller(request);
         writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));

@@ -204,12 +204,14 @@ Holders holders(Where where, pid_t tid, const File& file) {
   constexpr std::chrono::seconds patience{3};
   constexpr int most_left = 32;
   // How many threads still look for whom nobody waits any more: each of them takes one when it is
-  // done, and who has waited for it adds one.
-  static std::atomic<int> left{0};
+  // done, and who has waited for it adds one. One process that cannot be looked at makes looks at
+  // all come to nothing, but not at others.
+  static std::array<std::atomic<int>, 2> counts{};
+  std::atomic<int>& left = counts.at(where == Where::everywhere ? 1 : 0);
   if (left >= most_left) return Holders::unknown;
-  std::packaged_task<Holders()> task([=] {
-    const std::unique_ptr<decltype(left), void (*)(decltype(left)*)> done(
-        &left, [](decltype(left)* all) { --*all; });
+  std::packaged_task<Holders()> task([where, tid, file, &left] {
+    const std::unique_ptr<std::atomic<int>, void (*)(std::atomic<int>*)> done(
+        &left, [](std::atomic<int>* all) { --*all; });
     // Without a share in the daemon's descriptors: while somebody has that of the mount, even by a
     // thread that cannot die, those who wait for the daemon wait on when it is gone.
 #ifndef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same

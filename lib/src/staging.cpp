@@ -208,7 +208,6 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
                        std::uint64_t from) {
   size_ = std::max(size_, reserved);
   if (reserved >= large) check_space(reserved);
-  kept_ = from;
   // In pieces: an older tmpfs undoes a piece that a signal interrupts, so that a program with a
   // timer would never get a large one, and a newer one hears no signal before a piece is done.
   // Interrupted pieces shrink until they fit between two signals.
@@ -222,7 +221,7 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
       signalled = true;
       piece = std::max(length / 4, std::uint64_t{64} << 10);
     } else if (errno == EOPNOTSUPP || errno == ENOSYS) {
-      write_zeros(done, done + length);
+      write_holes(done, done + length);
       done += length;
     } else if (errno == ENOSPC || errno == EDQUOT) {
       throw_no_space(errno);
@@ -237,6 +236,9 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
 }
 
 void Staging::resize(std::uint64_t size, std::uint64_t from) {
+  struct stat st;
+  if (fstat(file_.get(), &st) != 0) throw_errno(name_);
+  kept_ = static_cast<std::uint64_t>(st.st_size);
   size_ = size;
   if (size > from) {
     allocate(size, {}, from);
@@ -281,10 +283,14 @@ void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset
   }
 }
 
-void Staging::write_zeros(std::uint64_t from, std::uint64_t to) const {
-  const std::vector<char> zeros(std::size_t{1} << 20);
-  for (; from < to; from += zeros.size()) {
-    write(zeros.data(), std::min<std::uint64_t>(zeros.size(), to - from), from);
+void Staging::write_holes(std::uint64_t from, std::uint64_t to) const {
+  constexpr std::uint64_t piece = std::uint64_t{1} << 20;
+  for (; from < to; from += piece) {
+    std::vector<char> there(std::min(piece, to - from));  // zeros where there is nothing
+    if (pread(file_.get(), there.data(), there.size(), static_cast<off_t>(from)) < 0) {
+      throw_errno(name_);
+    }
+    write(there.data(), there.size(), from);
   }
 }
 

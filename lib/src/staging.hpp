@@ -24,12 +24,12 @@ class Staging {
   ~Staging();
 
   int fd() const noexcept { return file_.get(); }
-  // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes. The
-  // first `from` are left alone, also when there is less.
+  // Gives the file its size, at least `reserved`, with memory or blocks behind that many bytes but
+  // the first `from`.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal,
                 std::uint64_t from = 0);
-  // Gives the file another size, with memory or blocks behind all but the first `from`, which are
-  // left when there is less.
+  // Gives the file another size, with memory or blocks behind all but the first `from`. Where there
+  // is less it keeps what it has.
   void resize(std::uint64_t size, std::uint64_t from);
   // Whether there would be room for it to have that size. Throws as throw_no_space().
   void check_space(std::uint64_t size);
@@ -61,7 +61,7 @@ class Staging {
   bool link(int at, const char* file) const;
   [[noreturn]] void throw_failed(int errnum) const;
   [[noreturn]] void throw_no_inode() const;
-  void write_zeros(std::uint64_t from, std::uint64_t to) const;
+  void write_holes(std::uint64_t from, std::uint64_t to) const;  // by what is read there
 
   const Name& name_;
   std::uint64_t size_;

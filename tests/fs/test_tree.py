@@ -690,11 +690,14 @@ def test_a_lease_lets_nobody_else_wait(space):
     with open(point / "a", "rb") as file, open(behind / "a", "rb") as leased:
         wait_until(lambda: lease(leased), "a lease")
         os.rename(behind / "a", behind / "c")
-        script = "import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR))"
-        opener = subprocess.Popen([PYTHON, "-c", script, f"/proc/{os.getpid()}/fd/{file.fileno()}"])
+        script = "import os, sys; os.open(sys.argv[1], os.O_RDWR)"
+        opener = subprocess.Popen(
+            [PYTHON, "-c", script, f"/proc/{os.getpid()}/fd/{file.fileno()}"], stderr=subprocess.PIPE, text=True
+        )
         try:
             wait_until(lambda: "BREAKING" in pathlib.Path("/proc/locks").read_text(), "the open")
             subprocess.run(["getfattr", "-n", "user.sharr.dtype", point / "b"], check=True, timeout=20)
+            assert f"[Errno {errno.EAGAIN}]" in opener.communicate(timeout=20)[1]
         finally:
             fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             opener.wait()

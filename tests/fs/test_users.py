@@ -335,6 +335,8 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
         (behind / file).write_bytes(npy(1.0))
         os.chown(behind / file, NOBODY, group)
     os.chmod(behind / "d/e/c", 0o600)
+    (behind / "g").mkdir()
+    os.chown(behind / "g", NOBODY, other), os.chmod(behind / "g", 0o070)
     for path in (behind, point):
         os.chown(path, NOBODY, NOBODY)
     try:
@@ -349,6 +351,8 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
         assert np.load(f"{point}/d/e/b") == 1
         no(errno.EACCES, open, f"{point}/d/e/b", "r+b")
         no(errno.EACCES, open, f"{point}/d/e/c", "rb")
+        no(errno.EACCES, os.utime, f"{point}/d/e/a")
+        no(errno.EACCES, open, f"{point}/g/new", "xb")  # to its group, in which the daemon is not
         assert os.getxattr(f"{point}/d/e/b", "user.sharr.dtype") == b"float64"
     """)  # fmt: skip
     script = """
@@ -367,6 +371,35 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
     point.rmdir()
     assert done.returncode == 0, done.stderr
     assert [np.load(behind / "d/e" / file) for file in "abc"] == [1] * 3
+
+
+def test_an_inode_that_is_used_again(name, tmp_path):
+    """Is not the one that was open to be overwritten."""
+    behind, point = tmp_path / "behind", pathlib.Path("/tmp") / name
+    behind.mkdir(), point.mkdir()
+    for above in (behind, *behind.parents):
+        if above.owner() == "root" and above != pathlib.Path("/tmp"):
+            above.chmod(above.stat().st_mode | 0o011)
+    os.chmod(behind, 0o1777)
+    (behind / "x").write_bytes(npy(1.0))
+    os.chmod(behind / "x", 0o666)
+    with mounting(f"file://{behind}", point, "-o", "allow_other"):
+        code = """
+            fd = os.open(f"{point}/x", os.O_WRONLY | os.O_TRUNC)
+            os.write(fd, npy(2.0))
+            print(flush=True), sys.stdin.readline()
+            no(errno.EPERM, os.close, fd)  # sticky
+        """
+        child = subprocess.Popen(
+            as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), behind, point), stdin=-1, stdout=-1, text=True, cwd="/"
+        )
+        child.stdout.readline()
+        os.unlink(behind / "x")
+        (behind / "x").write_bytes(npy(3.0))
+        os.chmod(behind / "x", 0o600)
+        child.communicate("\n")
+        assert child.returncode == 0 and np.load(behind / "x") == 3
+    point.rmdir()
 
 
 def test_a_daemon_that_cannot_act_for_others(name, tmp_path):

@@ -1006,6 +1006,23 @@ def test_overwriting_adds_no_acl(space):
     assert os.stat(behind / "x").st_mode & 0o777 == 0o660
 
 
+@pytest.mark.parametrize("through", [False, True])
+def test_what_is_done_to_what_is_being_overwritten(space, through):
+    """Counts for what takes its place."""
+    uri, behind, point = space
+    (behind / "x").write_bytes(npy(A))
+    os.chmod(behind / "x", 0o644)
+    with open(point / "x", "wb") as file:
+        file.write(npy(B))
+        os.chmod((point if through else behind) / "x", 0o600)
+    assert (behind / "x").read_bytes() == npy(B) and os.stat(behind / "x").st_mode & 0o777 == 0o600
+    with open(point / "x", "wb") as file:
+        file.write(npy(A))
+        os.fchmod(file.fileno(), 0o640)
+        os.utime(behind / "x")
+    assert (behind / "x").read_bytes() == npy(A) and os.stat(behind / "x").st_mode & 0o777 == 0o640
+
+
 def test_the_time_that_a_program_sets_stays(space, tmp_path):
     """Also where memory is added when it is closed."""
     uri, behind, point = space
@@ -1039,7 +1056,8 @@ def test_what_is_left_to_another_process_to_fill(space, array):
     assert not early and (point / "x").read_bytes() == data
 
 
-def test_what_another_process_has_opened_by_its_descriptor(space):
+@pytest.mark.parametrize("again", [False, True])
+def test_what_another_process_has_opened_by_its_descriptor(space, again):
     """Neither has got it from the other, and nothing of it is missing."""
     uri, behind, point = space
     data = npy(A)
@@ -1052,6 +1070,9 @@ def test_what_another_process_has_opened_by_its_descriptor(space):
         if os.fork() == 0:
             os.close(fd), os.close(goes)
             own = os.open(path, os.O_RDWR)
+            if again:  # as a shell does that redirects
+                own, opened_first = os.dup(own), own
+                os.close(opened_first)
             os.write(opens, b".")
             os.read(waits, 1)
             os.pwrite(own, data[128:], 128)

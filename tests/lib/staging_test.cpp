@@ -116,6 +116,25 @@ TEST_F(Staging, WithoutTmpfileMakesTheSameArray) {
   EXPECT_EQ(std::filesystem::file_size(space_.path("a")), 4096u + 80);
 }
 
+TEST_F(Staging, WithoutFallocateADraftKeepsWhatIsWritten) {
+  const FileDescriptor directory = open_directory(space_.directory());
+  Draft made(directory.get(), space_.uri("a"), 0644);
+  std::string text =
+      test::npy_header(1, "{'descr': '|u1', 'fortran_order': False, 'shape': (3145728,), }\n");
+  const std::size_t header = text.size();
+  text.resize(header + 3145728);
+  for (const std::size_t at : {header, text.size() - 1}) text[at] = 'x';
+  ASSERT_EQ(pwrite(made.fd(), text.data(), header + 1, 0), static_cast<ssize_t>(header + 1));
+  ASSERT_EQ(pwrite(made.fd(), "x", 1, static_cast<off_t>(text.size() - 1)), 1);
+  fake.on_fallocate = [](off_t, off_t) { return EOPNOTSUPP; };
+  made.reserve(made.check(false));
+  made.publish(directory.get(), "a", false);
+  EXPECT_EQ(test::read_file(space_.path("a")), text);
+  struct stat st;
+  ASSERT_EQ(stat(space_.path("a").c_str(), &st), 0);
+  EXPECT_GE(st.st_blocks * 512, static_cast<blkcnt_t>(text.size()));
+}
+
 TEST_F(Staging, WithoutTmpfileTheModeFollowsTheUmask) {
   const mode_t before = umask(027);
   make("a");
