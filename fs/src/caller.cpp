@@ -118,13 +118,25 @@ mode_t mode_within_acl(int fd, mode_t mode) {
   return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
 }
 
-void copy_acl(int from, int to) {
-  const std::string acl = acl_of(from);
-  if (!acl.empty()) {
-    if (fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
-  } else if (!acl_of(to).empty() && fremovexattr(to, access_acl) != 0) {
-    fail(errno);
+bool inherit(int from, int to) {
+  struct stat st, made;
+  if (fstat(from, &st) != 0 || fstat(to, &made) != 0) fail(errno);
+  mode_t mode = st.st_mode & 01777;
+  std::string acl = acl_of(from);
+  const bool differs = made.st_uid != st.st_uid || made.st_gid != st.st_gid;
+  const bool given = !differs || fchown(to, st.st_uid, st.st_gid) == 0;
+  if (!given) {
+    if (errno != EPERM) fail(errno);
+    mode = mode_within_acl(from, mode);
+    if (made.st_gid != st.st_gid) mode &= ~static_cast<mode_t>(S_IRWXG) | (mode & S_IRWXO) << 3U;
+    acl.clear();
   }
+  // The directory may have given it one.
+  if (acl.empty() && !acl_of(to).empty() && fremovexattr(to, access_acl) != 0) fail(errno);
+  if (fchmod(to, mode) != 0) fail(errno);
+  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
+  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+  return given || made.st_uid == st.st_uid;
 }
 
 }  // namespace sharrfs

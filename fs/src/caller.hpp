@@ -33,7 +33,9 @@ bool may(fuse_req_t request, int fd, int access);
 // the ACL grants to anybody. Each of the group, and each of all others, may do as much by the ACL;
 // whom that grants more has less.
 mode_t mode_within_acl(int fd, mode_t mode);
-// to: a new file, which may have inherited one.
-void copy_acl(int from, int to);
+// Gives a new file, to, the owner, mode and ACL of another. Where the daemon may not give it away
+// it stays with its own owner and group, whom the mode then grants no more than all others. Whether
+// it has the other's owner. Throws std::system_error.
+bool inherit(int from, int to);
 
 }  // namespace sharrfs

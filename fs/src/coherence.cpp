@@ -395,6 +395,7 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   {
     const std::unique_lock tree(tree_mutex_);
     const std::lock_guard lock(mutex_);
+    purge_truncations();
     std::set<const Node*> looked_at;
     for (const auto& [watch, mask, name] : events) {
       if ((mask & IN_Q_OVERFLOW) != 0) {

@@ -89,22 +89,13 @@ bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
   }
 }
 
-bool same_rights(const struct stat& a, const struct stat& b) {
-  return a.st_uid == b.st_uid && a.st_gid == b.st_gid &&
-         (a.st_mode & ALLPERMS) == (b.st_mode & ALLPERMS);
-}
-
-// Gives a file, to, the owner, mode and ACL of another.
-void inherit(int from, int to) {
-  const struct stat st = stat_of(from);
-  const struct stat made = stat_of(to);
-  if ((made.st_uid != st.st_uid || made.st_gid != st.st_gid) &&
-      fchown(to, st.st_uid, st.st_gid) != 0) {
-    fail(errno);
-  }
-  if (fchmod(to, st.st_mode & 01777) != 0) fail(errno);
-  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
-  copy_acl(from, to);
+// When a file was made, which tells it from one that has got its inode since; zeros where the file
+// system does not know.
+timespec born(int fd) {
+  struct statx st;
+  constexpr int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
+  if (statx(fd, "", flags, STATX_BTIME, &st) != 0 || (st.stx_mask & STATX_BTIME) == 0) return {};
+  return {.tv_sec = st.stx_btime.tv_sec, .tv_nsec = st.stx_btime.tv_nsec};
 }
 
 // For a line of the log.
@@ -717,13 +708,13 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
 // What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
 // it, whoever may write the file may do this, and owner and mode stay.
 FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
-                                               FileDescriptor old, pid_t tid) {
+                                               int old, pid_t tid) {
   const FileDescriptor directory = open_directory(parent);
   auto writing =
       std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, tid);
-  writing->inherited = stat_of(old.get());
-  writing->replaces = std::move(old);
-  inherit(writing->replaces.get(), writing->draft.fd());
+  writing->replaces = key_of(stat_of(old));
+  writing->replaces_born = born(old);
+  if (!inherit(old, writing->draft.fd())) fail(EPERM);
   return writing;
 }
 
@@ -751,7 +742,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
     }
     if (fd) {
       if (!may(request, fd.get(), access)) fail(errno);
-      writing = replacement(parent, name, std::move(fd), tid);
+      writing = replacement(parent, name, fd.get(), tid);
     } else {  // gone since the kernel looked
       const FileDescriptor directory = open_directory(parent);
       const AsCaller caller(request);
@@ -922,24 +913,37 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     const auto there = sharr::inspect(directory.get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
     if (there && !writing.exclusive) {
+      const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH);
+      if (!old && errno == ENOENT) continue;
+      if (!old) throw sharr::Error(errno, prefix + name);
+      if (key_of(stat_of(old.get())) != key_of(there->st)) continue;
+      const timespec at = born(old.get());
+      const bool expected = writing.replaces == key_of(there->st) &&
+                            writing.replaces_born.tv_sec == at.tv_sec &&
+                            writing.replaces_born.tv_nsec == at.tv_nsec;
       std::optional<AsCaller> caller;
-      if (writing.replaces && key_of(stat_of(writing.replaces.get())) == key_of(there->st)) {
-        // Others that it has got since are meant for what has its name.
-        const timespec& changed = there->st.st_ctim;
-        const timespec& before = writing.inherited.st_ctim;
-        if ((changed.tv_sec != before.tv_sec || changed.tv_nsec != before.tv_nsec) &&
-            same_rights(stat_of(writing.draft.fd()), writing.inherited)) {
-          inherit(writing.replaces.get(), writing.draft.fd());
-        }
-      } else {
+      if (!expected) {
         if (request == nullptr) throw sharr::Error(EEXIST, prefix + name);
-        // As with O_TRUNC, to be allowed to write the file is enough.
-        const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH);
-        if (!old || !may(request, old.get(), W_OK)) caller.emplace(request);
+        // As with O_TRUNC, to be allowed to write the file is enough, if it stays its owner's.
+        if (writing.rights_set || !may(request, old.get(), W_OK)) caller.emplace(request);
       }
+      // What it has by now is meant for what has its name.
+      if (!caller && !writing.rights_set) inherit(old.get(), writing.draft.fd());
       writing.draft.publish(directory.get(), name, true);
       done = true;
       continue;
+    }
+    // Without the array that was to be replaced it is a new one, which its directory has to be
+    // writable for.
+    if (!there && writing.replaces) {
+      const fuse_ctx* const caller = request != nullptr ? fuse_req_ctx(request) : nullptr;
+      if (caller == nullptr || !may(request, directory.get(), W_OK | X_OK)) {
+        throw sharr::Error(EACCES, prefix + name);
+      }
+      if (geteuid() == 0 && caller->uid != 0 &&
+          fchown(writing.draft.fd(), caller->uid, caller->gid) != 0) {
+        throw sharr::Error(errno, prefix + name);
+      }
     }
     try {
       writing.draft.publish(directory.get(), name, false);

@@ -67,17 +67,16 @@ struct FileSystem::Writing {
 
   sharr::Draft draft;
   const pid_t opener;
-  bool exclusive = false;  // opened with O_EXCL: takes no other's place
-  // Opened with O_TRUNC: takes this one's, by O_PATH, so that its inode is not used again; of which
-  // it has this owner and mode.
-  sharr::FileDescriptor replaces;
-  struct stat inherited {};
+  bool exclusive = false;       // opened with O_EXCL: takes no other's place
+  std::optional<Key> replaces;  // opened with O_TRUNC: takes this one's
+  timespec replaces_born{};
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's
   // open_memmap does. Who cannot, as cp, has lost the data.
   bool declared = false;
-  bool grown = false;  // has got memory that nobody may have written to
+  bool rights_set = false;  // has got an owner or a mode of its own
+  bool grown = false;       // has got memory that nobody may have written to
   bool published = false;
   bool killed = false;   // so was the last to close it
   bool refused = false;  // and the last to close it was told so

@@ -156,6 +156,18 @@ struct FileSystem::Operations {
               (attr->st_mode & (S_ISUID | S_ISGID)) != 0) {
             fail(EPERM);
           }
+          const timespec times[] = {
+              time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
+              time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
+          const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
+          // For the present time the right to write is enough, to the kernel by the mode.
+          const bool now = times[0].tv_nsec == UTIME_NOW && times[1].tv_nsec == UTIME_NOW;
+          if (now && fuse_req_ctx(request)->uid != st.st_uid && !may(request, opened.get(), W_OK)) {
+            fail(errno);
+          }
+          if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0) {
+            if (const Unpublished draft = fs.unpublished(node)) draft->rights_set = true;
+          }
           {
             const AsCaller caller(request);
             if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0) {
@@ -167,16 +179,6 @@ struct FileSystem::Operations {
             }
             if ((to_set & FUSE_SET_ATTR_MODE) != 0 &&
                 chmod(path.c_str(), attr->st_mode & ~static_cast<mode_t>(S_IFMT)) != 0) {
-              fail(errno);
-            }
-            const timespec times[] = {
-                time_to_set(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
-                time_to_set(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim)};
-            const bool any = times[0].tv_nsec != UTIME_OMIT || times[1].tv_nsec != UTIME_OMIT;
-            // For the present time the right to write is enough, to the kernel by the mode.
-            const bool now = times[0].tv_nsec == UTIME_NOW && times[1].tv_nsec == UTIME_NOW;
-            if (now && fuse_req_ctx(request)->uid != st.st_uid &&
-                !may(request, opened.get(), W_OK)) {
               fail(errno);
             }
             if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
@@ -271,13 +273,14 @@ struct FileSystem::Operations {
       if (!there && is_foreign(fd.get(), name)) fail(EEXIST);
       WritingPtr writing;
       if (there) {
-        FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
         struct stat st;
-        if (old && fstat(old.get(), &st) == 0 && key_of(st) != key_of(there->st)) {
+        if ((!old && errno == ENOENT) ||
+            (old && fstat(old.get(), &st) == 0 && key_of(st) != key_of(there->st))) {
           fail(ESTALE);  // look again
         }
         if (!old || !may(request, old.get(), access_of(file->flags))) fail(errno);
-        writing = fs.replacement(directory, name, std::move(old), caller_of(request));
+        writing = fs.replacement(directory, name, old.get(), caller_of(request));
       } else {
         const AsCaller caller(request);
         writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));

@@ -287,8 +287,12 @@ void Staging::write_holes(std::uint64_t from, std::uint64_t to) const {
   constexpr std::uint64_t piece = std::uint64_t{1} << 20;
   for (; from < to; from += piece) {
     std::vector<char> there(std::min(piece, to - from));  // zeros where there is nothing
-    if (pread(file_.get(), there.data(), there.size(), static_cast<off_t>(from)) < 0) {
-      throw_errno(name_);
+    for (std::uint64_t done = 0; done < there.size();) {
+      const ssize_t n = pread(file_.get(), there.data() + done, there.size() - done,
+                              static_cast<off_t>(from + done));
+      if (n == 0) break;
+      if (n < 0 && errno != EINTR) throw_errno(name_);
+      if (n > 0) done += static_cast<std::uint64_t>(n);
     }
     write(there.data(), there.size(), from);
   }

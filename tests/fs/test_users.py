@@ -1,6 +1,7 @@
 """Who may do what: other users on root's mount, an ordinary user's own, the daemon's privileges."""
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -241,6 +242,32 @@ def test_what_came_meanwhile_is_replaced_only_by_right(world):
     child.communicate("\n")
     assert child.returncode == 0
     assert np.load(behind / "x") == 2 and os.listdir(behind) == ["x"]
+
+
+def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
+    """As a new array, of whoever closes it."""
+    behind, point = world
+    for directory, mode, number in (("d", 0o755, errno.EACCES), ("e", 0o777, None)):
+        (behind / directory).mkdir()
+        os.chmod(behind / directory, mode)
+        (behind / directory / "x").write_bytes(npy(1.0))
+        os.chmod(behind / directory / "x", 0o666)
+        close = f"no({number}, os.close, fd)" if number else "os.close(fd)"
+        code = f"""
+            fd = os.open(f"{{point}}/{directory}/x", os.O_WRONLY | os.O_TRUNC)
+            os.write(fd, npy(2.0))
+            print(flush=True), sys.stdin.readline()
+            {close}
+        """
+        child = subprocess.Popen(
+            as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), behind, point), stdin=-1, stdout=-1, text=True, cwd="/"
+        )
+        child.stdout.readline()
+        os.unlink(behind / directory / "x")
+        child.communicate("\n")
+        assert child.returncode == 0
+    assert os.listdir(behind / "d") == [] and np.load(behind / "e/x") == 2
+    assert os.stat(behind / "e/x").st_uid == NOBODY
 
 
 def test_groups(world):

@@ -1021,6 +1021,10 @@ def test_what_is_done_to_what_is_being_overwritten(space, through):
         os.fchmod(file.fileno(), 0o640)
         os.utime(behind / "x")
     assert (behind / "x").read_bytes() == npy(A) and os.stat(behind / "x").st_mode & 0o777 == 0o640
+    with open(point / "x", "wb") as first, open(point / "x", "wb") as second:
+        first.write(npy(A)), second.write(npy(B))
+        os.chmod((point if through else behind) / "x", 0o604)
+    assert (behind / "x").read_bytes() == npy(A) and os.stat(behind / "x").st_mode & 0o777 == 0o604
 
 
 def test_the_time_that_a_program_sets_stays(space, tmp_path):
