@@ -80,11 +80,13 @@ struct stat stat_of(int fd) {
 // started has copies for a moment, which are closed once it is; whoever closes a file that others
 // keep waits for nothing, so not for long.
 bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
+  bool starting = false;  // then its copies lose O_CLOEXEC before they are closed one by one
   for (int tries = 1;; ++tries) {
     const Holders holders = process::holders(where, tid, file);
     if (holders == Holders::none) return false;
     if (holders == Holders::some || holders == Holders::unknown) return true;
-    if (tries >= (holders == Holders::until_exec ? 200 : 20)) return true;
+    starting = starting || holders == Holders::until_exec;
+    if (tries >= (starting ? 200 : 20)) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
