@@ -32,8 +32,9 @@ def daemons(point):
 
 
 def unmount(point):
-    command = ["umount"] if IS_ROOT else ["fusermount3", "-u"]
-    subprocess.run([*command, str(point)], check=True)
+    command = [*(["umount"] if IS_ROOT else ["fusermount3", "-u"]), str(point)]
+    # Whoever is about to end has closed what it had open a moment before the kernel lets it go.
+    wait_until(lambda: subprocess.run(command).returncode == 0, "the mount to be free")
     wait_until(lambda: not daemons(point), "the daemon's end")
 
 
