@@ -596,10 +596,7 @@ Draft::~Draft() = default;
 
 int Draft::fd() const noexcept { return state_->staging.fd(); }
 
-void Draft::resize(std::uint64_t size) {
-  const struct stat st = detail::stat_file(fd(), state_->name.given()).st;
-  state_->staging.resize(size, static_cast<std::uint64_t>(st.st_size));
-}
+void Draft::resize(std::uint64_t size) { state_->staging.resize(size, false); }
 
 void Draft::check_space(std::uint64_t size) { state_->staging.check_space(size); }
 
@@ -632,7 +629,7 @@ void Draft::reserve(const Info& info) {
     return st;
   };
   const struct stat before = now();
-  if (!whole) state_->staging.resize(size, 0);
+  if (!whole) state_->staging.resize(size, true);
   state_->staging.trim(now(), size);
   // Whoever has written it may have set that, as cp -p does. Without it the array is one, too.
   const timespec times[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT}, before.st_mtim};

@@ -235,11 +235,12 @@ void Staging::allocate(std::uint64_t reserved, const std::function<void()>& on_s
   }
 }
 
-void Staging::resize(std::uint64_t size, std::uint64_t from) {
+void Staging::resize(std::uint64_t size, bool holes) {
   struct stat st;
   if (fstat(file_.get(), &st) != 0) throw_errno(name_);
   kept_ = static_cast<std::uint64_t>(st.st_size);
   size_ = size;
+  const std::uint64_t from = holes ? 0 : kept_;
   if (size > from) {
     allocate(size, {}, from);
   } else if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) {

@@ -28,9 +28,9 @@ class Staging {
   // the first `from`.
   void allocate(std::uint64_t reserved, const std::function<void()>& on_signal,
                 std::uint64_t from = 0);
-  // Gives the file another size, with memory or blocks behind all but the first `from`. Where there
-  // is less it keeps what it has.
-  void resize(std::uint64_t size, std::uint64_t from);
+  // Gives the file another size, with memory or blocks for what is added, and with `holes` for the
+  // holes that it has. Where there is less it keeps what it has.
+  void resize(std::uint64_t size, bool holes);
   // Whether there would be room for it to have that size. Throws as throw_no_space().
   void check_space(std::uint64_t size);
   // Gives the file its size without memory, which is checked for, but not taken.

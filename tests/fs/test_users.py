@@ -69,6 +69,21 @@ def run_as(code, *args, groups=()):
     return done.stdout
 
 
+def started_as_nobody(code, *args):
+    """The process once it has printed a line; it goes on when it is given one."""
+    command = as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), *args)
+    child = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd="/")
+    child.stdout.readline()
+    return child
+
+
+def let_in(path):
+    """Opens the way to a directory of pytest's to all users."""
+    for above in (path, *path.parents):
+        if above.owner() == "root" and above != pathlib.Path("/tmp"):
+            above.chmod(above.stat().st_mode | 0o011)
+
+
 def test_what_a_caller_makes_is_the_callers(world):
     behind, point = world
     run_as("""
@@ -227,17 +242,12 @@ def test_roots_directories_keep_their_bits(world):
 def test_what_came_meanwhile_is_replaced_only_by_right(world):
     """A new name, under which somebody else publishes an array before it is closed."""
     behind, point = world
-    child = subprocess.Popen(
-        as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent("""
-            fd = os.open(f"{point}/x", os.O_WRONLY | os.O_CREAT)
-            os.write(fd, npy(1.0))
-            print(flush=True)
-            sys.stdin.readline()
-            no(errno.EPERM, os.close, fd)  # sticky, and not ours
-        """), behind, point),
-        stdin=-1, stdout=-1, text=True, cwd="/",
-    )  # fmt: skip
-    child.stdout.readline()
+    child = started_as_nobody("""
+        fd = os.open(f"{point}/x", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, npy(1.0))
+        print(flush=True), sys.stdin.readline()
+        no(errno.EPERM, os.close, fd)  # sticky, and not ours
+    """, behind, point)  # fmt: skip
     (behind / "x").write_bytes(npy(2.0))
     child.communicate("\n")
     assert child.returncode == 0
@@ -259,10 +269,7 @@ def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
             print(flush=True), sys.stdin.readline()
             {close}
         """
-        child = subprocess.Popen(
-            as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), behind, point), stdin=-1, stdout=-1, text=True, cwd="/"
-        )
-        child.stdout.readline()
+        child = started_as_nobody(code, behind, point)
         os.unlink(behind / directory / "x")
         child.communicate("\n")
         assert child.returncode == 0
@@ -404,9 +411,7 @@ def test_an_inode_that_is_used_again(name, tmp_path):
     """Is not the one that was open to be overwritten."""
     behind, point = tmp_path / "behind", pathlib.Path("/tmp") / name
     behind.mkdir(), point.mkdir()
-    for above in (behind, *behind.parents):
-        if above.owner() == "root" and above != pathlib.Path("/tmp"):
-            above.chmod(above.stat().st_mode | 0o011)
+    let_in(behind)
     os.chmod(behind, 0o1777)
     (behind / "x").write_bytes(npy(1.0))
     os.chmod(behind / "x", 0o666)
@@ -417,10 +422,7 @@ def test_an_inode_that_is_used_again(name, tmp_path):
             print(flush=True), sys.stdin.readline()
             no(errno.EPERM, os.close, fd)  # sticky
         """
-        child = subprocess.Popen(
-            as_nobody(PYTHON, "-c", PRELUDE + textwrap.dedent(code), behind, point), stdin=-1, stdout=-1, text=True, cwd="/"
-        )
-        child.stdout.readline()
+        child = started_as_nobody(code, behind, point)
         os.unlink(behind / "x")
         (behind / "x").write_bytes(npy(3.0))
         os.chmod(behind / "x", 0o600)
@@ -433,9 +435,7 @@ def test_a_daemon_that_cannot_act_for_others(name, tmp_path):
     """As in a container without CAP_SETGID: it refuses them, and answers on."""
     behind, point = SHM / name, tmp_path / "mnt"
     behind.mkdir(), point.mkdir()
-    for above in (tmp_path, *tmp_path.parents):
-        if above.owner() == "root" and above != pathlib.Path("/tmp"):
-            above.chmod(above.stat().st_mode | 0o011)
+    let_in(tmp_path)
     (behind / "x").write_bytes(npy(1.0))
     less = tmp_path / "sharrfs"
     less.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-setgid "{sharrfs_binary()}" "$@"\n')
