@@ -293,6 +293,7 @@ Stream open_stream(int dirfd, std::string_view prefix) {
 // reserved ones, which are swept.
 Batch read_names(DIR* stream, std::string_view prefix, bool& temporary) {
   Batch batch;
+  batch.items.reserve(Batch::size);
   while (batch.items.size() < Batch::size) {
     errno = 0;
     const dirent* item = readdir(stream);
@@ -325,6 +326,15 @@ void carry_over(const std::vector<Listing::Item>& known, Listing::Item& item) {
   item.info = at->info;
 }
 
+// The first eight bytes, as a number that compares as they do.
+std::uint64_t start_of(std::string_view name) {
+  std::uint64_t start = 0;
+  for (std::size_t i = 0; i < sizeof(start); ++i) {
+    start = start << 8 | (i < name.size() ? static_cast<unsigned char>(name[i]) : 0U);
+  }
+  return start;
+}
+
 template <class F>
 int errnum_of(F&& work) {
   try {
@@ -354,15 +364,22 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
   const std::uint64_t threads = stream ? detail::max_threads() : 1;
   while (stream && batches.all().size() < threads) add();
 
-  std::vector<std::pair<Batch*, std::size_t>> order;
-  const auto name = [](const auto& at) -> const std::string& {
-    return at.first->items[at.second].name;
+  struct Place {
+    std::uint64_t start;  // of the name, which decides mostly
+    Batch* batch;
+    std::size_t i;
+  };
+  std::vector<Place> order;
+  const auto name = [](const Place& at) {
+    return std::tuple<std::uint64_t, std::string_view>(at.start, at.batch->items[at.i].name);
   };
   const auto read_and_sort = [&] {
     while (stream) add();
     batches.end();
     for (Batch& batch : batches.all()) {
-      for (std::size_t i = 0; i < batch.items.size(); ++i) order.emplace_back(&batch, i);
+      for (std::size_t i = 0; i < batch.items.size(); ++i) {
+        order.push_back({start_of(batch.items[i].name), &batch, i});
+      }
     }
     std::ranges::sort(order, {}, name);
   };
@@ -381,7 +398,7 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
 
   std::vector<Listing::Item> items;
   items.reserve(order.size());
-  for (const auto& [batch, i] : order) {
+  for (const auto& [start, batch, i] : order) {
     items.push_back(std::move(batch->items[i]));
     if (stats != nullptr) stats->push_back(batch->stats[i]);
   }

@@ -9,7 +9,6 @@ use `sharr`, which does more.
 
 import collections as _collections
 import errno as _errno
-import sys as _sys
 
 import numpy as _np
 
@@ -20,8 +19,6 @@ from sharr import _core
 ArrayDesc = _collections.namedtuple("ArrayDesc", ["name", "dtype", "dims"])
 ArrayDesc.__doc__ = "What list() tells of an array: name (bytes), scalar type, dims."
 SharedArray = ArrayDesc  # its name upstream
-
-_encoding = _sys.getfilesystemencoding()
 
 
 def _names(name):
@@ -94,16 +91,7 @@ def delete(name, /):
 
 def list():
     """List the arrays in shared memory, as a tuple of ArrayDesc."""
-    found = []
-    for info in _core.list("shm://"):
-        try:
-            kind = info.dtype.type
-        except OSError:  # a dtype that only a later NumPy has
-            continue
-        # As ArrayDesc() and os.fsencode() do, in half the time; there may be 100,000.
-        name = info.name[6:].encode(_encoding, "surrogateescape")
-        found.append(tuple.__new__(ArrayDesc, (name, kind, info.shape)))
-    return tuple(found)
+    return _core.describe_all(ArrayDesc)
 
 
 def _mapping(array):

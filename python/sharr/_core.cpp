@@ -798,8 +798,8 @@ py::array load(const py::object& type, const py::object& name, const py::object&
   const auto refuse = [&](const char* what) {
     throw sharr::ArgumentError(parsed.given(), std::string("a pickled view ") + what);
   };
-  const py::dtype dtype =
-      given.is_none() ? numpy_dtype(array.info().dtype, parsed.given()) : py::dtype::from_args(given);
+  const py::dtype dtype = given.is_none() ? numpy_dtype(array.info().dtype, parsed.given())
+                                          : py::dtype::from_args(given);
   if (dtype.attr("hasobject").cast<bool>()) refuse("of Python objects");
   if (shape.size() != strides.size()) refuse("with other strides than extents");
   // No overflow: neither end ever goes beyond the array.
@@ -875,6 +875,47 @@ py::list list(const py::object& where) {
                     Box<InfoPtr>::make(std::move(found[i])).release().ptr());
   }
   return result;
+}
+
+py::tuple shape_tuple(const sharr::Shape& shape) {
+  py::tuple result(shape.size());
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    PyTuple_SET_ITEM(result.ptr(), static_cast<py::ssize_t>(i), py::int_(shape[i]).release().ptr());
+  }
+  return result;
+}
+
+// The drop-in's list(). type: its ArrayDesc, a namedtuple. Here because there may be 100,000.
+py::tuple describe_all(const py::object& type) {
+  const sharr::Name directory = sharr::Name::directory("shm://");
+  const auto found = [&] {
+    const Released release;
+    return sharr::list_shared(directory);
+  }();
+  const std::size_t prefix = directory.uri().size();
+  auto* const desc_type = reinterpret_cast<PyTypeObject*>(type.ptr());
+  py::list result;
+  const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
+  py::object scalar_type;
+  py::object dims;
+  for (const auto& info : found) {
+    try {
+      if (last == nullptr || info->dtype != last->dtype) {
+        scalar_type = numpy_dtype(info->dtype, info->name).attr("type");
+      }
+      if (last == nullptr || info->shape != last->shape) dims = shape_tuple(info->shape);
+      last = info.get();
+      const py::bytes name(info->name.data() + prefix, info->name.size() - prefix);
+      const auto desc = py::reinterpret_steal<py::object>(desc_type->tp_alloc(desc_type, 3));
+      if (!desc) throw py::error_already_set();
+      PyTuple_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
+      PyTuple_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
+      PyTuple_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
+      result.append(desc);
+    } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
+    }
+  }
+  return py::tuple(result);
 }
 
 // The classes of what Python holds: the memory of an array, and what one is.
@@ -962,9 +1003,8 @@ void define_info(const py::module_& module) {
       B::attribute<[](const InfoPtr& self) -> py::object {
         return numpy_dtype(self->dtype, self->name);
       }>("dtype"),
-      B::attribute<[](const InfoPtr& self) -> py::object {
-        return py::tuple(py::cast(self->shape));
-      }>("shape"),
+      B::attribute<[](const InfoPtr& self) -> py::object { return shape_tuple(self->shape); }>(
+          "shape"),
       B::attribute<[](const InfoPtr& self) -> py::object {
         return py::str(std::string(1, static_cast<char>(self->order)));
       }>("order"),
@@ -980,9 +1020,8 @@ void define_info(const py::module_& module) {
     return run([&]() -> py::object {
       const sharr::Info& info = *B::of(self);
       return py::str("Info(name={!r}, dtype={!r}, shape={!r}, order={!r}, nbytes={})")
-          .format(decoded(info.name), decoded(info.dtype.str()),
-                  py::tuple(py::cast(info.shape)), std::string(1, static_cast<char>(info.order)),
-                  info.nbytes);
+          .format(decoded(info.name), decoded(info.dtype.str()), shape_tuple(info.shape),
+                  std::string(1, static_cast<char>(info.order)), info.nbytes);
     });
   };
   B::define(module, "Info", "What an array is, read from its file at one moment.", attributes,
@@ -1029,6 +1068,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("available_processors", &sharr::available_processors);
   m.def("info", &info);
   m.def("list", &list);
+  m.def("describe_all", &describe_all);
   m.def("open_array", &open_array);
   m.def("header_size", [](const py::bytes& head) { return sharr::header_size(head, ""); });
   m.def("parse_header",
