@@ -53,6 +53,21 @@ std::string acl_of(int fd) {
   return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
 }
 
+// What a file's mode and ACL come to when it gets another group.
+mode_t mode_with_group(int fd, const struct stat& st, gid_t group) {
+  const mode_t mode = mode_within_acl(fd, st.st_mode & 01777);
+  return group == st.st_gid ? mode
+                            : mode & (~static_cast<mode_t>(S_IRWXG) | (mode & S_IRWXO) << 3U);
+}
+
+void set_rights(int to, mode_t mode, const std::string& acl) {
+  // The directory may have given it one.
+  if (acl.empty() && !acl_of(to).empty() && fremovexattr(to, access_acl) != 0) fail(errno);
+  if (fchmod(to, mode) != 0) fail(errno);
+  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
+  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
+}
+
 }  // namespace
 
 AsCaller::AsCaller(fuse_req_t request) {
@@ -121,22 +136,24 @@ mode_t mode_within_acl(int fd, mode_t mode) {
 bool inherit(int from, int to) {
   struct stat st, made;
   if (fstat(from, &st) != 0 || fstat(to, &made) != 0) fail(errno);
-  mode_t mode = st.st_mode & 01777;
-  std::string acl = acl_of(from);
   const bool differs = made.st_uid != st.st_uid || made.st_gid != st.st_gid;
-  const bool given = !differs || fchown(to, st.st_uid, st.st_gid) == 0;
-  if (!given) {
-    if (errno != EPERM) fail(errno);
-    mode = mode_within_acl(from, mode);
-    if (made.st_gid != st.st_gid) mode &= ~static_cast<mode_t>(S_IRWXG) | (mode & S_IRWXO) << 3U;
-    acl.clear();
+  if (!differs || fchown(to, st.st_uid, st.st_gid) == 0) {
+    set_rights(to, st.st_mode & 01777, acl_of(from));
+    return true;
   }
-  // The directory may have given it one.
-  if (acl.empty() && !acl_of(to).empty() && fremovexattr(to, access_acl) != 0) fail(errno);
-  if (fchmod(to, mode) != 0) fail(errno);
-  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
-  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
-  return given || made.st_uid == st.st_uid;
+  if (errno != EPERM && errno != EINVAL) fail(errno);  // EINVAL: no such user in this namespace
+  set_rights(to, mode_with_group(from, st, made.st_gid), {});
+  return made.st_uid == st.st_uid;
+}
+
+void give_to(fuse_req_t request, int fd, int directory) {
+  const fuse_ctx* const caller = fuse_req_ctx(request);
+  struct stat st, in;
+  if (fstat(fd, &st) != 0 || fstat(directory, &in) != 0) fail(errno);
+  if (geteuid() != 0 || st.st_uid == caller->uid) return;
+  const gid_t group = (in.st_mode & S_ISGID) != 0 ? in.st_gid : caller->gid;
+  set_rights(fd, mode_with_group(fd, st, group), {});
+  if (fchown(fd, caller->uid, group) != 0) fail(errno);
 }
 
 }  // namespace sharrfs

@@ -34,8 +34,12 @@ bool may(fuse_req_t request, int fd, int access);
 // whom that grants more has less.
 mode_t mode_within_acl(int fd, mode_t mode);
 // Gives a new file, to, the owner, mode and ACL of another. Where the daemon may not give it away
-// it stays with its own owner and group, whom the mode then grants no more than all others. Whether
-// it has the other's owner. Throws std::system_error.
+// it stays with its own owner and group, of which the group, if it is another one, is granted no
+// more than all others. Whether it has the other's owner. Throws std::system_error.
 bool inherit(int from, int to);
+// Makes the caller, in whose directory a new file is to be, its owner, if it has inherited another:
+// nobody else is granted more than before. Does nothing in a daemon that is not root. Throws
+// std::system_error.
+void give_to(fuse_req_t request, int fd, int directory);
 
 }  // namespace sharrfs

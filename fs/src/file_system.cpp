@@ -710,12 +710,16 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
 // What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
 // it, whoever may write the file may do this, and owner and mode stay.
 FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
-                                               int old, pid_t tid) {
+                                               int old, const fuse_ctx& caller) {
   const FileDescriptor directory = open_directory(parent);
   auto writing =
-      std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, tid);
+      std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, caller);
   writing->replaces = key_of(stat_of(old));
   writing->replaces_born = born(old);
+  if (writing->replaces_born.tv_sec == 0 && writing->replaces_born.tv_nsec == 0) {
+    writing->replaces_fd = FileDescriptor(fcntl(old, F_DUPFD_CLOEXEC, 0));
+    if (!writing->replaces_fd) fail(errno);
+  }
   if (!inherit(old, writing->draft.fd())) fail(EPERM);
   return writing;
 }
@@ -744,12 +748,12 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
     }
     if (fd) {
       if (!may(request, fd.get(), access)) fail(errno);
-      writing = replacement(parent, name, fd.get(), tid);
+      writing = replacement(parent, name, fd.get(), *fuse_req_ctx(request));
     } else {  // gone since the kernel looked
       const FileDescriptor directory = open_directory(parent);
       const AsCaller caller(request);
-      writing =
-          std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0644}, tid);
+      writing = std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0644},
+                                          *fuse_req_ctx(request));
     }
   } catch (const std::system_error& error) {
     fail(error.code().value() == ESTALE ? ENOENT : error.code().value());
@@ -903,14 +907,16 @@ void FileSystem::settle(const NodePtr& node) noexcept {
   node->writing.reset();
 }
 
-// Gives a draft its name. Its directory was open to whoever began to write it, which is what
-// counts; but to replace what has come there since takes the rights of whoever closes it. request:
-// none when nobody does.
+// Gives a draft its name. That was its opener's to give, which is what counts as long as there is
+// what was there: nothing, or the array to be replaced. Otherwise the rights of whoever closes it
+// do, if that is the same user: a program that exec(2) runs as another one closes what it knows
+// nothing about. request: none when nobody closes it.
 void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t request) {
   const auto [parent, name] = place_of(node);
   const std::string prefix = prefix_of(parent);
   const FileDescriptor directory = open_directory(parent);
   sharr::Info info = writing.draft.check(false);
+  const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
   for (bool done = false; !done;) {
     const auto there = sharr::inspect(directory.get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
@@ -925,12 +931,22 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
                             writing.replaces_born.tv_nsec == at.tv_nsec;
       std::optional<AsCaller> caller;
       if (!expected) {
-        if (request == nullptr) throw sharr::Error(EEXIST, prefix + name);
-        // As with O_TRUNC, to be allowed to write the file is enough, if it stays its owner's.
-        if (writing.rights_set || !may(request, old.get(), W_OK)) caller.emplace(request);
+        if (!asked) throw sharr::Error(EEXIST, prefix + name);
+        // Another writer has replaced the same array: as with O_TRUNC, to be allowed to write the
+        // file is enough. To have put one of one's own there is not: its owner gets no data.
+        const bool again = writing.replaces && !writing.rights_set &&
+                           stat_of(old.get()).st_uid == stat_of(writing.draft.fd()).st_uid &&
+                           may(request, old.get(), W_OK);
+        if (!again) {
+          if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
+          give_to(request, writing.draft.fd(), directory.get());
+          caller.emplace(request);
+        }
       }
       // What it has by now is meant for what has its name.
-      if (!caller && !writing.rights_set) inherit(old.get(), writing.draft.fd());
+      if (!caller && !writing.rights_set && !inherit(old.get(), writing.draft.fd())) {
+        throw sharr::Error(EPERM, prefix + name);
+      }
       writing.draft.publish(directory.get(), name, true);
       done = true;
       continue;
@@ -938,14 +954,10 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     // Without the array that was to be replaced it is a new one, which its directory has to be
     // writable for.
     if (!there && writing.replaces) {
-      const fuse_ctx* const caller = request != nullptr ? fuse_req_ctx(request) : nullptr;
-      if (caller == nullptr || !may(request, directory.get(), W_OK | X_OK)) {
+      if (!asked || !may(request, directory.get(), W_OK | X_OK)) {
         throw sharr::Error(EACCES, prefix + name);
       }
-      if (geteuid() == 0 && caller->uid != 0 &&
-          fchown(writing.draft.fd(), caller->uid, caller->gid) != 0) {
-        throw sharr::Error(errno, prefix + name);
-      }
+      give_to(request, writing.draft.fd(), directory.get());
     }
     try {
       writing.draft.publish(directory.get(), name, false);

@@ -62,14 +62,16 @@ struct FileSystem::Directory {
 
 // An array that is being written.
 struct FileSystem::Writing {
-  Writing(int directory, const std::string& uri, mode_t mode, pid_t tid)
-      : draft(directory, uri, mode), opener(tid) {}
+  Writing(int directory, const std::string& uri, mode_t mode, const fuse_ctx& caller)
+      : draft(directory, uri, mode), opener(caller.pid), uid(caller.uid) {}
 
   sharr::Draft draft;
   const pid_t opener;
+  const uid_t uid;              // the opener's
   bool exclusive = false;       // opened with O_EXCL: takes no other's place
   std::optional<Key> replaces;  // opened with O_TRUNC: takes this one's
   timespec replaces_born{};
+  sharr::FileDescriptor replaces_fd;  // where that is not known: nothing else gets its inode
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's

@@ -165,10 +165,14 @@ struct FileSystem::Operations {
           if (now && fuse_req_ctx(request)->uid != st.st_uid && !may(request, opened.get(), W_OK)) {
             fail(errno);
           }
+          // First, because the draft may be published meanwhile.
+          bool newly_set = false;
           if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0) {
-            if (const Unpublished draft = fs.unpublished(node)) draft->rights_set = true;
+            if (const Unpublished draft = fs.unpublished(node)) {
+              newly_set = !std::exchange(draft->rights_set, true);
+            }
           }
-          {
+          try {
             const AsCaller caller(request);
             if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0) {
               const uid_t uid =
@@ -182,6 +186,11 @@ struct FileSystem::Operations {
               fail(errno);
             }
             if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
+          } catch (const std::system_error&) {
+            if (const Unpublished draft = fs.unpublished(node); draft && newly_set) {
+              draft->rights_set = false;
+            }
+            throw;
           }
           st = fs.presented(fs.stat_node(node));
           {
@@ -280,10 +289,15 @@ struct FileSystem::Operations {
           fail(ESTALE);  // look again
         }
         if (!old || !may(request, old.get(), access_of(file->flags))) fail(errno);
-        writing = fs.replacement(directory, name, old.get(), caller_of(request));
+        // As fs.protected_regular, which the kernel asks of what it finds itself.
+        const struct stat in = fs.stat_node(directory);
+        const uid_t uid = fuse_req_ctx(request)->uid;
+        const bool shared = (in.st_mode & S_ISVTX) != 0 && (in.st_mode & S_IWOTH) != 0;
+        if (shared && st.st_uid != uid && st.st_uid != in.st_uid) fail(EACCES);
+        writing = fs.replacement(directory, name, old.get(), *fuse_req_ctx(request));
       } else {
         const AsCaller caller(request);
-        writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, caller_of(request));
+        writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, *fuse_req_ctx(request));
       }
       writing->exclusive = exclusive;
       writing->declared = (file->flags & O_ACCMODE) == O_RDWR;

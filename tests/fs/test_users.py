@@ -239,19 +239,69 @@ def test_roots_directories_keep_their_bits(world):
     assert stat.S_IMODE(os.stat(behind / "d").st_mode) == 0o2775
 
 
-def test_what_came_meanwhile_is_replaced_only_by_right(world):
+@pytest.mark.parametrize("theirs", [0o644, 0o666])
+def test_what_came_meanwhile_is_replaced_only_by_right(world, theirs):
     """A new name, under which somebody else publishes an array before it is closed."""
     behind, point = world
     child = started_as_nobody("""
-        fd = os.open(f"{point}/x", os.O_WRONLY | os.O_CREAT)
+        fd = os.open(f"{point}/x", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(fd, npy(1.0))
         print(flush=True), sys.stdin.readline()
         no(errno.EPERM, os.close, fd)  # sticky, and not ours
     """, behind, point)  # fmt: skip
     (behind / "x").write_bytes(npy(2.0))
+    os.chmod(behind / "x", theirs)
     child.communicate("\n")
     assert child.returncode == 0
     assert np.load(behind / "x") == 2 and os.listdir(behind) == ["x"]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_whoever_puts_an_array_there_meanwhile_gets_no_data(world, new):
+    """Nor does the one that was to be replaced give its owner to what replaces another."""
+    behind, point = world
+    (behind / "d").mkdir()
+    os.chmod(behind / "d", 0o777)
+    if not new:
+        (behind / "d/x").write_bytes(npy(1.0))
+        os.chown(behind / "d/x", 0, 4444), os.chmod(behind / "d/x", 0o662)
+    child = started_as_nobody("""
+        fd = os.open(f"{point}/d/x", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        os.write(fd, npy(2.0))
+        print(flush=True), sys.stdin.readline()
+        os.close(fd)
+    """, behind, point)  # fmt: skip
+    (behind / "theirs").write_bytes(npy(3.0))
+    os.chown(behind / "theirs", 1234, 1234), os.chmod(behind / "theirs", 0o666)
+    os.rename(behind / "theirs", behind / "d/x")
+    child.communicate("\n")
+    assert child.returncode == 0 and np.load(behind / "d/x") == 2
+    status = os.stat(behind / "d/x")
+    assert (status.st_uid, status.st_gid) == (NOBODY, NOBODY)
+    assert stat.S_IMODE(status.st_mode) == (0o640 if new else 0o622)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_program_of_another_user_that_closes_it_has_no_say(world, gone):
+    """As one that is setuid does with what it has got by exec(2)."""
+    behind, point = world
+    (behind / "x").write_bytes(npy(1.0))
+    os.chown(behind / "x", NOBODY, NOBODY)
+    script = PRELUDE + textwrap.dedent("""
+        os.setegid(int(sys.argv[3])), os.seteuid(int(sys.argv[3]))
+        fd = os.open(f"{point}/x", os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, npy(2.0))
+        os.seteuid(0), os.setegid(0)
+        os.unlink(f"{behind}/x")
+        gone = sys.argv[4] == "True"
+        if not gone:
+            with open(f"{behind}/x", "wb") as file:
+                file.write(npy(3.0))
+        no(errno.EACCES if gone else errno.EEXIST, os.close, fd)
+    """)
+    subprocess.run([PYTHON, "-c", script, behind, point, str(NOBODY), str(gone)], check=True)
+    assert os.listdir(behind) == ([] if gone else ["x"])
+    assert gone or (np.load(behind / "x") == 3 and os.stat(behind / "x").st_uid == 0)
 
 
 def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
@@ -261,7 +311,7 @@ def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
         (behind / directory).mkdir()
         os.chmod(behind / directory, mode)
         (behind / directory / "x").write_bytes(npy(1.0))
-        os.chmod(behind / directory / "x", 0o666)
+        os.chown(behind / directory / "x", 0, 4444), os.chmod(behind / directory / "x", 0o662)
         close = f"no({number}, os.close, fd)" if number else "os.close(fd)"
         code = f"""
             fd = os.open(f"{{point}}/{directory}/x", os.O_WRONLY | os.O_TRUNC)
@@ -274,7 +324,9 @@ def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
         child.communicate("\n")
         assert child.returncode == 0
     assert os.listdir(behind / "d") == [] and np.load(behind / "e/x") == 2
-    assert os.stat(behind / "e/x").st_uid == NOBODY
+    status = os.stat(behind / "e/x")
+    assert (status.st_uid, status.st_gid) == (NOBODY, NOBODY)
+    assert stat.S_IMODE(status.st_mode) == 0o622  # what all may do
 
 
 def test_groups(world):
@@ -423,12 +475,16 @@ def test_an_inode_that_is_used_again(name, tmp_path):
             no(errno.EPERM, os.close, fd)  # sticky
         """
         child = started_as_nobody(code, behind, point)
+        before = os.stat(behind / "x").st_ino
         os.unlink(behind / "x")
         (behind / "x").write_bytes(npy(3.0))
         os.chmod(behind / "x", 0o600)
+        same = os.stat(behind / "x").st_ino == before
         child.communicate("\n")
         assert child.returncode == 0 and np.load(behind / "x") == 3
     point.rmdir()
+    if not same:
+        pytest.skip("no inode is used again here")
 
 
 def test_a_daemon_that_cannot_act_for_others(name, tmp_path):
