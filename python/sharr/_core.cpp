@@ -321,7 +321,7 @@ struct Box {
 
   inline static PyTypeObject* type = nullptr;
 
-  static py::object make(T value) {
+  static py::object make(T&& value) {
     static_assert(std::is_nothrow_move_constructible_v<T>);
     PyObject* const self = PyType_GenericAlloc(type, 0);
     if (self == nullptr) throw py::error_already_set();
@@ -371,7 +371,7 @@ struct Box {
 // writeable if its base gives a buffer that is.
 class Mapping {
  public:
-  Mapping(sharr::Array array, py::object name, bool built = false)
+  Mapping(sharr::Array&& array, py::object name, bool built = false)
       : array_(std::move(array)), name_(std::move(name)), built_(built) {
     const std::string& uri = array_->info().name;
     if (uri.starts_with("file://") && !uri.starts_with("file:///")) {
@@ -548,7 +548,7 @@ py::array make_array(PyTypeObject* type, const py::dtype& dtype,
 
 // upstream: None, or for the drop-in the name as its user gave it; structured elements are
 // V<itemsize> there. made: what numpy_dtype() gives for its dtype, if that is known.
-py::array ndarray(sharr::Array array, const sharr::Name& name, const py::object& upstream,
+py::array ndarray(sharr::Array&& array, const sharr::Name& name, const py::object& upstream,
                   const std::optional<py::dtype>& made = {}, bool built = false) {
   const sharr::Info& info = array.info();
   py::dtype dtype = !upstream.is_none() && info.dtype.structured()
