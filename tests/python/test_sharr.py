@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 import pytest
+import SharedArray
 import sharr
 from conftest import (
     PYTHON, SHM, as_nobody, in_small_shm, left_behind, needs_root, needs_strace, python, traced,
@@ -257,6 +258,29 @@ def test_odd_names(name, bytes_):
     assert f"shm://{odd}" in [info.name for info in sharr.list()]
     sharr.delete(odd)
     assert os.fsencode(odd) not in os.listdir(b"/dev/shm")
+
+
+def test_list_of_the_drop_in(name):
+    """One follows upon another that has the same shape or dtype, or neither."""
+    arrays = [
+        (name + "a", np.float32, (0, 3)),
+        (name + "b", np.float32, (2,)),
+        (name + "c", np.int8, (2,)),
+        (name + "d", np.dtype([("x", "f8"), ("y", "i4", 2)]), ()),
+        (name + "é", np.dtype("V16"), ()),
+        (name + os.fsdecode(b"\xff"), np.dtype("U3"), (1, 2, 3)),
+    ]
+    for each, dtype, shape in reversed(arrays):
+        sharr.create(each, shape, dtype)
+    found = [desc for desc in SharedArray.list() if desc.name.startswith(os.fsencode(name))]
+    types = [np.float32, np.float32, np.int8, np.void, np.void, np.str_]
+    assert found == [
+        (os.fsencode(each), type_, shape) for (each, _, shape), type_ in zip(arrays, types)
+    ]
+    assert all(type(desc) is SharedArray.ArrayDesc for desc in found)
+    assert [desc.dims for desc in found] == [shape for _, _, shape in arrays]
+    for each, _, _ in arrays:
+        sharr.delete(each)
 
 
 @pytest.mark.parametrize(
