@@ -53,14 +53,34 @@ std::string acl_of(int fd) {
   return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
 }
 
-// What a file's mode and ACL come to when it gets another group.
-mode_t mode_with_group(int fd, const struct stat& st, gid_t group) {
-  const mode_t mode = mode_within_acl(fd, st.st_mode & 01777);
-  return group == st.st_gid ? mode
-                            : mode & (~static_cast<mode_t>(S_IRWXG) | (mode & S_IRWXO) << 3U);
+// As mode_within_acl().
+mode_t within(const std::string& acl, mode_t mode) {
+  mode_t group = mode >> 3U & S_IRWXO;
+  mode_t other = mode & S_IRWXO;
+  mode_t mask = S_IRWXO;
+  // From the end, where the mask is, to what it bounds: acl(5) has an order.
+  posix_acl_xattr_entry entry;
+  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
+       end -= sizeof(entry)) {
+    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
+    const mode_t granted = le16toh(entry.e_perm) & mask;
+    const unsigned tag = le16toh(entry.e_tag);
+    if (tag == ACL_MASK) mask = granted;
+    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
+    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
+  }
+  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
 }
 
-void set_rights(int to, mode_t mode, const std::string& acl) {
+// Rights as a mode alone. With another group nobody knows who is in which: all have what both had.
+mode_t mode_with_group(const Rights& rights, gid_t group) {
+  const mode_t mode = within(rights.acl, rights.mode);
+  if (group == rights.gid) return mode;
+  const mode_t both = mode & mode >> 3U & S_IRWXO;
+  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | both << 3U | both;
+}
+
+void set_mode(int to, mode_t mode, const std::string& acl) {
   // The directory may have given it one.
   if (acl.empty() && !acl_of(to).empty() && fremovexattr(to, access_acl) != 0) fail(errno);
   if (fchmod(to, mode) != 0) fail(errno);
@@ -114,45 +134,35 @@ bool may(fuse_req_t request, int fd, int access) {
   return false;
 }
 
-mode_t mode_within_acl(int fd, mode_t mode) {
-  const std::string acl = acl_of(fd);
-  mode_t group = mode >> 3U & S_IRWXO;
-  mode_t other = mode & S_IRWXO;
-  mode_t mask = S_IRWXO;
-  // From the end, where the mask is, to what it bounds: acl(5) has an order.
-  posix_acl_xattr_entry entry;
-  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
-       end -= sizeof(entry)) {
-    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
-    const mode_t granted = le16toh(entry.e_perm) & mask;
-    const unsigned tag = le16toh(entry.e_tag);
-    if (tag == ACL_MASK) mask = granted;
-    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
-    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
-  }
-  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
+mode_t mode_within_acl(int fd, mode_t mode) { return within(acl_of(fd), mode); }
+
+Rights rights_of(int fd) {
+  struct stat st;
+  if (fstat(fd, &st) != 0) fail(errno);
+  return {.uid = st.st_uid, .gid = st.st_gid, .mode = st.st_mode & 01777, .acl = acl_of(fd)};
 }
 
-bool inherit(int from, int to) {
-  struct stat st, made;
-  if (fstat(from, &st) != 0 || fstat(to, &made) != 0) fail(errno);
-  const bool differs = made.st_uid != st.st_uid || made.st_gid != st.st_gid;
-  if (!differs || fchown(to, st.st_uid, st.st_gid) == 0) {
-    set_rights(to, st.st_mode & 01777, acl_of(from));
+bool inherit(const Rights& rights, int to) {
+  struct stat made;
+  if (fstat(to, &made) != 0) fail(errno);
+  const bool differs = made.st_uid != rights.uid || made.st_gid != rights.gid;
+  if (!differs || fchown(to, rights.uid, rights.gid) == 0) {
+    set_mode(to, rights.mode, rights.acl);
     return true;
   }
   if (errno != EPERM && errno != EINVAL) fail(errno);  // EINVAL: no such user in this namespace
-  set_rights(to, mode_with_group(from, st, made.st_gid), {});
-  return made.st_uid == st.st_uid;
+  set_mode(to, mode_with_group(rights, made.st_gid), {});
+  return made.st_uid == rights.uid;
 }
 
 void give_to(fuse_req_t request, int fd, int directory) {
   const fuse_ctx* const caller = fuse_req_ctx(request);
-  struct stat st, in;
-  if (fstat(fd, &st) != 0 || fstat(directory, &in) != 0) fail(errno);
-  if (geteuid() != 0 || st.st_uid == caller->uid) return;
+  const Rights rights = rights_of(fd);
+  struct stat in;
+  if (fstat(directory, &in) != 0) fail(errno);
+  if (geteuid() != 0 || rights.uid == caller->uid) return;
   const gid_t group = (in.st_mode & S_ISGID) != 0 ? in.st_gid : caller->gid;
-  set_rights(fd, mode_with_group(fd, st, group), {});
+  set_mode(fd, mode_with_group(rights, group), {});
   if (fchown(fd, caller->uid, group) != 0) fail(errno);
 }
 

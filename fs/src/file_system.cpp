@@ -91,15 +91,6 @@ bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
   }
 }
 
-// When a file was made, which tells it from one that has got its inode since; zeros where the file
-// system does not know.
-timespec born(int fd) {
-  struct statx st;
-  constexpr int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
-  if (statx(fd, "", flags, STATX_BTIME, &st) != 0 || (st.stx_mask & STATX_BTIME) == 0) return {};
-  return {.tv_sec = st.stx_btime.tv_sec, .tv_nsec = st.stx_btime.tv_nsec};
-}
-
 // For a line of the log.
 std::string printable(std::string_view text) {
   std::string result;
@@ -707,20 +698,31 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
   return node;
 }
 
+FileSystem::Replaced::Replaced(int fd) : key(key_of(stat_of(fd))), rights(rights_of(fd)) {
+  struct statx st;
+  constexpr int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
+  if (statx(fd, "", flags, STATX_BTIME, &st) != 0) fail(errno);
+  if ((st.stx_mask & STATX_BTIME) != 0) {
+    born = {.tv_sec = st.stx_btime.tv_sec, .tv_nsec = st.stx_btime.tv_nsec};
+    return;
+  }
+  kept = std::make_shared<const FileDescriptor>(reopen(fd, O_PATH));
+  if (!*kept) fail(errno);
+}
+
+bool FileSystem::Replaced::same(const Replaced& other) const {
+  return key == other.key && born.tv_sec == other.born.tv_sec && born.tv_nsec == other.born.tv_nsec;
+}
+
 // What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
-// it, whoever may write the file may do this, and owner and mode stay.
+// it, whoever may write the file may do this, and owner and mode stay. publishing_ is held.
 FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
                                                int old, const fuse_ctx& caller) {
   const FileDescriptor directory = open_directory(parent);
   auto writing =
       std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, caller);
-  writing->replaces = key_of(stat_of(old));
-  writing->replaces_born = born(old);
-  if (writing->replaces_born.tv_sec == 0 && writing->replaces_born.tv_nsec == 0) {
-    writing->replaces_fd = FileDescriptor(fcntl(old, F_DUPFD_CLOEXEC, 0));
-    if (!writing->replaces_fd) fail(errno);
-  }
-  if (!inherit(old, writing->draft.fd())) fail(EPERM);
+  writing->replaces.emplace(old);
+  if (!inherit(writing->replaces->rights, writing->draft.fd())) fail(EPERM);
   return writing;
 }
 
@@ -737,6 +739,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   if (tid == 0)
     fail(EPERM);  // a process in a PID namespace out of sight cannot be told from others
   const auto [parent, name] = place_of(node);
+  const std::lock_guard order(publishing_);
   WritingPtr writing;
   try {
     struct stat st;
@@ -910,14 +913,21 @@ void FileSystem::settle(const NodePtr& node) noexcept {
 // Gives a draft its name. That was its opener's to give, which is what counts as long as there is
 // what was there: nothing, or the array to be replaced. Otherwise the rights of whoever closes it
 // do, if that is the same user: a program that exec(2) runs as another one closes what it knows
-// nothing about. request: none when nobody closes it.
+// nothing about. Whoever has put an array there gets no data. request: none when nobody closes it.
 void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t request) {
   const auto [parent, name] = place_of(node);
   const std::string prefix = prefix_of(parent);
   const FileDescriptor directory = open_directory(parent);
   sharr::Info info = writing.draft.check(false);
   const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
+  const auto is_his = [&] { return may(request, directory.get(), W_OK | X_OK); };
+  const auto give = [&] {
+    if (!writing.rights_set) give_to(request, writing.draft.fd(), directory.get());
+  };
+  std::unique_lock order(publishing_);
+  std::optional<Replaced> replaces, made;
   for (bool done = false; !done;) {
+    replaces.reset();
     const auto there = sharr::inspect(directory.get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
     if (there && !writing.exclusive) {
@@ -925,28 +935,24 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       if (!old && errno == ENOENT) continue;
       if (!old) throw sharr::Error(errno, prefix + name);
       if (key_of(stat_of(old.get())) != key_of(there->st)) continue;
-      const timespec at = born(old.get());
-      const bool expected = writing.replaces == key_of(there->st) &&
-                            writing.replaces_born.tv_sec == at.tv_sec &&
-                            writing.replaces_born.tv_nsec == at.tv_nsec;
+      replaces.emplace(old.get());
       std::optional<AsCaller> caller;
-      if (!expected) {
-        if (!asked) throw sharr::Error(EEXIST, prefix + name);
-        // Another writer has replaced the same array: as with O_TRUNC, to be allowed to write the
-        // file is enough. To have put one of one's own there is not: its owner gets no data.
-        const bool again = writing.replaces && !writing.rights_set &&
-                           stat_of(old.get()).st_uid == stat_of(writing.draft.fd()).st_uid &&
-                           may(request, old.get(), W_OK);
-        if (!again) {
-          if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
-          give_to(request, writing.draft.fd(), directory.get());
-          caller.emplace(request);
+      if (writing.replaces && writing.replaces->same(*replaces)) {
+        // The rights that it has got meanwhile are meant for what has its name.
+        const bool changed = replaces->rights != writing.replaces->rights;
+        if ((changed || !writing.rights_set) && !inherit(replaces->rights, writing.draft.fd())) {
+          throw sharr::Error(EPERM, prefix + name);
         }
+        // By the owner's own, where they will do: what is there may be another's by now.
+        const bool own = request != nullptr && fuse_req_ctx(request)->uid == replaces->rights.uid;
+        if (own && is_his()) caller.emplace(request);
+      } else {
+        if (!asked) throw sharr::Error(EEXIST, prefix + name);
+        if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
+        give();
+        caller.emplace(request);
       }
-      // What it has by now is meant for what has its name.
-      if (!caller && !writing.rights_set && !inherit(old.get(), writing.draft.fd())) {
-        throw sharr::Error(EPERM, prefix + name);
-      }
+      made.emplace(writing.draft.fd());
       writing.draft.publish(directory.get(), name, true);
       done = true;
       continue;
@@ -954,11 +960,10 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     // Without the array that was to be replaced it is a new one, which its directory has to be
     // writable for.
     if (!there && writing.replaces) {
-      if (!asked || !may(request, directory.get(), W_OK | X_OK)) {
-        throw sharr::Error(EACCES, prefix + name);
-      }
-      give_to(request, writing.draft.fd(), directory.get());
+      if (!asked || !is_his()) throw sharr::Error(EACCES, prefix + name);
+      give();
     }
+    made.emplace(writing.draft.fd());
     try {
       writing.draft.publish(directory.get(), name, false);
       done = true;
@@ -976,11 +981,25 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     const std::lock_guard lock(mutex_);
     remember(*node, writing.draft.fd(), st, info);
     drafts_.erase(node);
+    for (const NodePtr& other : drafts_) {
+      Writing& next = *other->writing;
+      const bool follows = replaces
+                               ? next.replaces && next.replaces->same(*replaces)
+                               : !next.replaces && !next.exclusive && next.uid == writing.uid &&
+                                     other->parent == parent && other->name == name;
+      if (!follows) continue;
+      // Rights that the old one had got meanwhile by its name stay a change.
+      Rights rights = replaces && next.replaces->rights != replaces->rights ? next.replaces->rights
+                                                                            : made->rights;
+      next.replaces = made;
+      next.replaces->rights = std::move(rights);
+    }
     node->writing.reset();
     ++parent->changes;
     replaced = placed_at(*parent, name);
     for (const NodePtr& old : replaced) retire(old);
   }
+  order.unlock();  // the kernel may wait for whoever waits for it
   // At once, and not when inotify tells: whoever looks after this sees it.
   expire_names_of(replaced);
   for (const NodePtr& old : replaced) expire_attributes(old->id);

@@ -71,6 +71,7 @@ class FileSystem {
   struct Handle;
   struct Node;
   struct Operations;
+  struct Replaced;
   struct Truncation;
   class Unpublished;
   struct Writing;
@@ -206,6 +207,10 @@ class FileSystem {
   // Held exclusively while a name changes its place, so that a look-up that has seen the old place
   // does not write it down after the new one.
   std::shared_mutex tree_mutex_;
+
+  // Held while a name gets another array, and while one is opened to be overwritten, so that of
+  // those who have the same open each finds the other's for its own. Before mutex_.
+  std::mutex publishing_;
 
   std::mutex mutex_;                   // guards what follows, and the mutable parts of nodes
   std::condition_variable forgotten_;  // a node is, by the kernel

@@ -6,8 +6,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <mutex>
+#include <optional>
 
+#include "caller.hpp"
 #include "file_system.hpp"
 
 namespace sharrfs {
@@ -60,6 +63,19 @@ struct FileSystem::Directory {
   bool in_kernel = false;              // entries are on their way to names there
 };
 
+// An array that is to be replaced.
+struct FileSystem::Replaced {
+  // Of an open file (O_PATH will do). Throws std::system_error.
+  explicit Replaced(int fd);
+  bool same(const Replaced& other) const;
+
+  Key key;
+  timespec born{};  // which tells it from a file that has got its inode since
+  // Where the file system does not know that: so that none gets it.
+  std::shared_ptr<const sharr::FileDescriptor> kept;
+  Rights rights;
+};
+
 // An array that is being written.
 struct FileSystem::Writing {
   Writing(int directory, const std::string& uri, mode_t mode, const fuse_ctx& caller)
@@ -67,11 +83,11 @@ struct FileSystem::Writing {
 
   sharr::Draft draft;
   const pid_t opener;
-  const uid_t uid;              // the opener's
-  bool exclusive = false;       // opened with O_EXCL: takes no other's place
-  std::optional<Key> replaces;  // opened with O_TRUNC: takes this one's
-  timespec replaces_born{};
-  sharr::FileDescriptor replaces_fd;  // where that is not known: nothing else gets its inode
+  const uid_t uid;         // the opener's
+  bool exclusive = false;  // opened with O_EXCL: takes no other's place
+  // Opened with O_TRUNC: takes this one's. It would be the same file, were it no draft, as that of
+  // all others who have opened that: guarded by publishing_.
+  std::optional<Replaced> replaces;
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's

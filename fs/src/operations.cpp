@@ -275,6 +275,7 @@ struct FileSystem::Operations {
       const NodePtr directory = fs.find(parent);
       const FileDescriptor fd = fs.open_directory(directory);
       const std::string prefix = fs.prefix_of(directory);
+      std::unique_lock order(fs.publishing_);
       // The kernel has looked, and found nothing, but by now there may be something.
       const auto there = sharr::inspect(fd.get(), name, prefix);
       if (there && exclusive) fail(EEXIST);
@@ -292,8 +293,8 @@ struct FileSystem::Operations {
         // As fs.protected_regular, which the kernel asks of what it finds itself.
         const struct stat in = fs.stat_node(directory);
         const uid_t uid = fuse_req_ctx(request)->uid;
-        const bool shared = (in.st_mode & S_ISVTX) != 0 && (in.st_mode & S_IWOTH) != 0;
-        if (shared && st.st_uid != uid && st.st_uid != in.st_uid) fail(EACCES);
+        const bool sticky = (in.st_mode & S_ISVTX) != 0;
+        if (sticky && st.st_uid != uid && st.st_uid != in.st_uid) fail(EACCES);
         writing = fs.replacement(directory, name, old.get(), *fuse_req_ctx(request));
       } else {
         const AsCaller caller(request);
@@ -302,6 +303,7 @@ struct FileSystem::Operations {
       writing->exclusive = exclusive;
       writing->declared = (file->flags & O_ACCMODE) == O_RDWR;
       const NodePtr node = fs.start_writing(directory, name, std::move(writing));
+      order.unlock();
       std::unique_ptr<Handle> opened;
       int backing_id = 0;
       fuse_entry_param entry;

@@ -22,7 +22,7 @@ from mounts import NATIVE, daemons, mode, mounted, mounting, needs_fuse, unmount
 pytestmark = [needs_fuse, needs_root]
 
 PRELUDE = """
-import errno, fcntl, io, os, shutil, stat, subprocess, sys
+import errno, fcntl, io, os, shutil, stat, subprocess, sys, time
 import numpy as np
 def npy(value):
     file = io.BytesIO()
@@ -329,6 +329,108 @@ def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
     assert stat.S_IMODE(status.st_mode) == 0o622  # what all may do
 
 
+OWNERS = """
+import contextlib
+N, M = int(sys.argv[3]), 1234
+@contextlib.contextmanager
+def As(uid):
+    os.setegid(uid), os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0), os.setegid(0)
+def put(path, owner, mode, group=None):
+    with open(path, "wb") as file:
+        file.write(npy(1.0))
+    os.chown(path, owner, owner if group is None else group), os.chmod(path, mode)
+def opened(path, value=2.0):
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, npy(value))
+    return fd
+def is_now(path, value, *rights):
+    status = os.stat(path)
+    seen = (np.load(path), status.st_uid, status.st_gid, oct(stat.S_IMODE(status.st_mode)))
+    assert seen == (value, *rights[:2], oct(rights[2])), seen
+os.mkdir(f"{behind}/d")  # root's
+x, there = f"{point}/d/x", f"{behind}/d/x"
+"""
+
+
+@pytest.mark.parametrize("code", [
+    pytest.param("""
+        put(there, 0, 0o644)
+        fd = opened(x)
+        os.fchown(fd, N, N), os.fchmod(fd, 0o640)
+        os.unlink(there)
+        os.close(fd)
+        is_now(there, 2, N, N, 0o640)
+    """, id="what root sets stays when the old one is gone"),
+    pytest.param("""
+        put(there, 0, 0o644)
+        for flags in (os.O_TRUNC, os.O_CREAT):
+            fds = [os.open(x, os.O_WRONLY | flags) for _ in range(2)]
+            for value, fd in enumerate(fds):
+                os.write(fd, npy(float(value))), os.fchown(fd, N, N), os.fchmod(fd, 0o640)
+            for fd in fds:
+                os.close(fd)
+            is_now(there, 1, N, N, 0o640)
+            os.unlink(x)
+    """, id="what two of root's set"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with As(N):
+            fds = [opened(x, 2.0), opened(x, 3.0)]
+            for fd in fds:
+                os.fchmod(fd, 0o600)
+            for fd in fds:
+                os.close(fd)
+        is_now(there, 3, N, N, 0o600)
+    """, id="twice by its owner in a directory that is not his"),
+    pytest.param("""
+        os.chmod(f"{behind}/d", 0o777)
+        put(there, N, 0o600), put(f"{behind}/d/public", N, 0o644)
+        with As(N):
+            fd = opened(x)
+        with As(M):
+            os.rename(f"{behind}/d/public", there)
+        with As(N):
+            os.close(fd)
+        is_now(there, 2, N, N, 0o600)
+    """, id="not as public as what is put there meanwhile"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with As(N):
+            fd = opened(x)
+            os.fchmod(fd, 0o644)
+        os.chown(there, 0, 0), os.chmod(there, 0o600)
+        with As(N):
+            os.close(fd)
+        is_now(there, 2, 0, 0, 0o600)
+    """, id="what is taken from its owner meanwhile does not come back"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with As(N):
+            fds = [opened(x, 2.0), opened(x, 3.0)]
+        for fd in fds:
+            os.close(fd)
+        is_now(there, 3, N, N, 0o644)
+    """, id="twice by a program that root runs with it"),
+    pytest.param("""
+        os.chmod(f"{behind}/d", 0o777)
+        put(there, 0, 0o606, group=4444)
+        with As(N):
+            fd = opened(x)
+            os.unlink(there)
+            os.close(fd)
+        is_now(there, 2, N, N, 0o600)
+    """, id="whom the group's bits kept out stay out"),
+])  # fmt: skip
+def test_whose_it_is_in_the_end(world, code):
+    behind, point = world
+    command = [PYTHON, "-c", PRELUDE + OWNERS + textwrap.dedent(code), behind, point, str(NOBODY)]
+    subprocess.run(command, check=True, timeout=60)
+
+
 def test_groups(world):
     behind, point = world
     (behind / "d").mkdir()
@@ -423,6 +525,8 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
     os.chmod(behind / "d/e/c", 0o600)
     (behind / "g").mkdir()
     os.chown(behind / "g", NOBODY, other), os.chmod(behind / "g", 0o070)
+    (behind / "h").mkdir()
+    os.chown(behind / "h", NOBODY, NOBODY), os.chmod(behind / "h", 0o777)
     for path in (behind, point):
         os.chown(path, NOBODY, NOBODY)
     try:
@@ -440,6 +544,15 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
         no(errno.EACCES, os.utime, f"{point}/d/e/a")
         no(errno.EACCES, open, f"{point}/g/new", "xb")  # to its group, in which the daemon is not
         assert os.getxattr(f"{point}/d/e/b", "user.sharr.dtype") == b"float64"
+        os.umask(0)  # they are the daemon's
+        for i in range(30):  # what is written twice is the second in the end
+            for value in (1.0, 2.0):
+                with open(f"{point}/h/{i}", "wb") as file:
+                    file.write(npy(value))
+        late = time.monotonic() + 20
+        while not all(os.path.exists(f"{point}/h/{i}") and np.load(f"{point}/h/{i}") == 2 for i in range(30)):
+            assert time.monotonic() < late
+            time.sleep(0.01)
     """)  # fmt: skip
     script = """
         umask 022
