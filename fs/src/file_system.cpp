@@ -987,7 +987,8 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
                                ? next.replaces && next.replaces->same(*replaces)
                                : !next.replaces && !next.exclusive && next.uid == writing.uid &&
                                      other->parent == parent && other->name == name;
-      if (!follows) continue;
+      // What was begun before and nobody has open any more was written before, too.
+      if (!follows || (other->handles.empty() && other->id < node->id)) continue;
       // Rights that the old one had got meanwhile by its name stay a change.
       Rights rights = replaces && next.replaces->rights != replaces->rights ? next.replaces->rights
                                                                             : made->rights;
