@@ -50,8 +50,8 @@ Rights rights_of(int fd);
 // Whether it has the other's owner. Throws std::system_error.
 bool inherit(const Rights& rights, int to);
 // Makes the caller, in whose directory a new file is to be, its owner, if it has inherited another:
-// nobody else is granted more than before. Does nothing in a daemon that is not root. Throws
-// std::system_error.
+// nobody but the old owner is granted more than before. Does nothing in a daemon that is not root.
+// Throws std::system_error.
 void give_to(fuse_req_t request, int fd, int directory);
 
 }  // namespace sharrfs

@@ -651,6 +651,7 @@ void FileSystem::close(std::unique_ptr<Handle> handle) noexcept {
       if (node->backing_id != 0) passthrough::close(session_, std::exchange(node->backing_id, 0));
     }
     draft = node->handles.empty() && node->writing;
+    if (draft) node->writing->left = ++left_;
   }
   if (repaired) expire_attributes(node->id);
   if (draft) settle(node);
@@ -742,18 +743,15 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   const std::lock_guard order(publishing_);
   WritingPtr writing;
   try {
-    struct stat st;
-    FileDescriptor fd;
-    try {
-      fd = open_node(node, O_PATH, st);
-    } catch (const std::system_error& error) {
-      if (error.code().value() != ENOENT) throw;
-    }
+    // What has the name now, by which the kernel will look again.
+    const FileDescriptor directory = open_directory(parent);
+    const FileDescriptor fd = sharr::open_beneath(directory.get(), name, O_PATH);
+    if (!fd && errno != ENOENT) fail(errno);
+    if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
     if (fd) {
       if (!may(request, fd.get(), access)) fail(errno);
       writing = replacement(parent, name, fd.get(), *fuse_req_ctx(request));
     } else {  // gone since the kernel looked
-      const FileDescriptor directory = open_directory(parent);
       const AsCaller caller(request);
       writing = std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0644},
                                           *fuse_req_ctx(request));
@@ -924,6 +922,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   const auto give = [&] {
     if (!writing.rights_set) give_to(request, writing.draft.fd(), directory.get());
   };
+  FileDescriptor old;  // may be the last to hold it: to free that takes time, and no lock
   std::unique_lock order(publishing_);
   std::optional<Replaced> replaces, made;
   for (bool done = false; !done;) {
@@ -931,7 +930,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     const auto there = sharr::inspect(directory.get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
     if (there && !writing.exclusive) {
-      const FileDescriptor old = sharr::open_beneath(directory.get(), name, O_PATH);
+      old = sharr::open_beneath(directory.get(), name, O_PATH);
       if (!old && errno == ENOENT) continue;
       if (!old) throw sharr::Error(errno, prefix + name);
       if (key_of(stat_of(old.get())) != key_of(there->st)) continue;
@@ -943,9 +942,13 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
         if ((changed || !writing.rights_set) && !inherit(replaces->rights, writing.draft.fd())) {
           throw sharr::Error(EPERM, prefix + name);
         }
-        // By the owner's own, where they will do: what is there may be another's by now.
-        const bool own = request != nullptr && fuse_req_ctx(request)->uid == replaces->rights.uid;
-        if (own && is_his()) caller.emplace(request);
+        // Between this look and the rename another's may come, which only the kernel can tell:
+        // where the owner's rights will do, these have to.
+        const auto own = [&](uid_t uid) { return uid == fuse_req_ctx(request)->uid; };
+        if (request != nullptr && own(replaces->rights.uid) &&
+            own(stat_of(writing.draft.fd()).st_uid) && is_his()) {
+          caller.emplace(request);
+        }
       } else {
         if (!asked) throw sharr::Error(EEXIST, prefix + name);
         if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
@@ -983,12 +986,12 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     drafts_.erase(node);
     for (const NodePtr& other : drafts_) {
       Writing& next = *other->writing;
-      const bool follows = replaces
-                               ? next.replaces && next.replaces->same(*replaces)
-                               : !next.replaces && !next.exclusive && next.uid == writing.uid &&
-                                     other->parent == parent && other->name == name;
-      // What was begun before and nobody has open any more was written before, too.
-      if (!follows || (other->handles.empty() && other->id < node->id)) continue;
+      const bool same = replaces ? next.replaces && next.replaces->same(*replaces)
+                                 : !next.replaces && !next.exclusive && next.uid == writing.uid;
+      const bool here = other->name == name && other->parent->key == parent->key;
+      // Of those that nobody has open any more the one that was closed last is to stay.
+      const bool earlier = next.left != 0 && (writing.left == 0 || next.left < writing.left);
+      if (!same || !here || earlier) continue;
       // Rights that the old one had got meanwhile by its name stay a change.
       Rights rights = replaces && next.replaces->rights != replaces->rights ? next.replaces->rights
                                                                             : made->rights;
@@ -1000,7 +1003,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     replaced = placed_at(*parent, name);
     for (const NodePtr& old : replaced) retire(old);
   }
-  order.unlock();  // the kernel may wait for whoever waits for it
+  order.unlock();  // what follows may wait for the kernel
   // At once, and not when inotify tells: whoever looks after this sees it.
   expire_names_of(replaced);
   for (const NodePtr& old : replaced) expire_attributes(old->id);

@@ -208,13 +208,15 @@ class FileSystem {
   // does not write it down after the new one.
   std::shared_mutex tree_mutex_;
 
-  // Held while a name gets another array, and while one is opened to be overwritten, so that of
-  // those who have the same open each finds the other's for its own. Before mutex_.
+  // Held while a draft gets its name, and while an array is opened to be overwritten, so that of
+  // those who have the same open each finds the other's for its own. After Writing::mutex, before
+  // mutex_.
   std::mutex publishing_;
 
   std::mutex mutex_;                   // guards what follows, and the mutable parts of nodes
   std::condition_variable forgotten_;  // a node is, by the kernel
   fuse_ino_t next_id_ = FUSE_ROOT_ID + 1;
+  std::uint64_t left_ = 0;  // counts drafts that nobody has open any more
   std::unordered_map<fuse_ino_t, NodePtr> nodes_;
   std::map<Key, fuse_ino_t> ids_;
   std::set<NodePtr> drafts_;        // the nodes with a Writing

@@ -85,9 +85,10 @@ struct FileSystem::Writing {
   const pid_t opener;
   const uid_t uid;         // the opener's
   bool exclusive = false;  // opened with O_EXCL: takes no other's place
-  // Opened with O_TRUNC: takes this one's. It would be the same file, were it no draft, as that of
-  // all others who have opened that: guarded by publishing_.
+  // Opened with O_TRUNC: takes this one's. Without drafts all who do so would write to one file;
+  // when the draft of one takes its place, the others are to replace that. Guarded by publishing_.
   std::optional<Replaced> replaces;
+  std::uint64_t left = 0;  // by when nobody had it open any more, in order. Guarded by mutex_
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's

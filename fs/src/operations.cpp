@@ -284,13 +284,12 @@ struct FileSystem::Operations {
       WritingPtr writing;
       if (there) {
         const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        if (!old) fail(errno == ENOENT ? ESTALE : errno);  // look again
         struct stat st;
-        if ((!old && errno == ENOENT) ||
-            (old && fstat(old.get(), &st) == 0 && key_of(st) != key_of(there->st))) {
-          fail(ESTALE);  // look again
-        }
-        if (!old || !may(request, old.get(), access_of(file->flags))) fail(errno);
-        // As fs.protected_regular, which the kernel asks of what it finds itself.
+        if (fstat(old.get(), &st) != 0) fail(errno);
+        if (key_of(st) != key_of(there->st)) fail(ESTALE);  // look again
+        if (!may(request, old.get(), access_of(file->flags))) fail(errno);
+        // As with fs.protected_regular, which the kernel asks of what it finds itself.
         const struct stat in = fs.stat_node(directory);
         const uid_t uid = fuse_req_ctx(request)->uid;
         const bool sticky = (in.st_mode & S_ISVTX) != 0;

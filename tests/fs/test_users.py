@@ -408,6 +408,14 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
         is_now(there, 2, 0, 0, 0o600)
     """, id="what is taken from its owner meanwhile does not come back"),
     pytest.param("""
+        put(there, N, 0o644), os.link(there, f"{behind}/d/y")
+        with As(N):
+            fds = [opened(x, 2.0), opened(f"{point}/d/y", 3.0)]
+            for fd in fds:
+                os.close(fd)
+        is_now(there, 2, N, N, 0o644), is_now(f"{behind}/d/y", 3, N, N, 0o644)
+    """, id="each of two names of one array"),
+    pytest.param("""
         put(there, N, 0o644)
         with As(N):
             fds = [opened(x, 2.0), opened(x, 3.0)]
@@ -526,7 +534,9 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
     (behind / "g").mkdir()
     os.chown(behind / "g", NOBODY, other), os.chmod(behind / "g", 0o070)
     (behind / "h").mkdir()
-    os.chown(behind / "h", NOBODY, NOBODY), os.chmod(behind / "h", 0o777)
+    (behind / "h/x").write_bytes(npy(0.0))
+    for path, rights in ((behind / "h", 0o777), (behind / "h/x", 0o666)):
+        os.chown(path, NOBODY, NOBODY), os.chmod(path, rights)
     for path in (behind, point):
         os.chown(path, NOBODY, NOBODY)
     try:
@@ -544,13 +554,13 @@ def test_no_more_than_an_acl_grants_by_a_users_mount(name, tmp_path, public_buil
         no(errno.EACCES, os.utime, f"{point}/d/e/a")
         no(errno.EACCES, open, f"{point}/g/new", "xb")  # to its group, in which the daemon is not
         assert os.getxattr(f"{point}/d/e/b", "user.sharr.dtype") == b"float64"
-        os.umask(0)  # they are the daemon's
         for i in range(60):  # what is written later is what stays
-            for value in (0.0, i + 1.0):
-                with open(f"{point}/h/x", "wb") as file:
-                    file.write(npy(value))
+            with open(f"{point}/h/x", "rb"):
+                for value in (0.0, i + 1.0):
+                    with open(f"{point}/h/x", "wb") as file:
+                        file.write(npy(value))
             late = time.monotonic() + 20
-            while not (os.path.exists(f"{point}/h/x") and np.load(f"{point}/h/x") == i + 1):
+            while np.load(f"{point}/h/x") != i + 1:
                 assert time.monotonic() < late
                 time.sleep(0.001)
     """)  # fmt: skip
