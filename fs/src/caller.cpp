@@ -156,11 +156,12 @@ bool inherit(const Rights& rights, int to) {
 }
 
 void give_to(fuse_req_t request, int fd, int directory) {
+  if (geteuid() != 0) return;
   const fuse_ctx* const caller = fuse_req_ctx(request);
   const Rights rights = rights_of(fd);
+  if (rights.uid == caller->uid) return;
   struct stat in;
   if (fstat(directory, &in) != 0) fail(errno);
-  if (geteuid() != 0 || rights.uid == caller->uid) return;
   const gid_t group = (in.st_mode & S_ISGID) != 0 ? in.st_gid : caller->gid;
   set_mode(fd, mode_with_group(rights, group), {});
   if (fchown(fd, caller->uid, group) != 0) fail(errno);

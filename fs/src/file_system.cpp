@@ -717,11 +717,9 @@ bool FileSystem::Replaced::same(const Replaced& other) const {
 
 // What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
 // it, whoever may write the file may do this, and owner and mode stay. publishing_ is held.
-FileSystem::WritingPtr FileSystem::replacement(const NodePtr& parent, const std::string& name,
-                                               int old, const fuse_ctx& caller) {
-  const FileDescriptor directory = open_directory(parent);
-  auto writing =
-      std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0600}, caller);
+FileSystem::WritingPtr FileSystem::replacement(int directory, const std::string& uri, int old,
+                                               const fuse_ctx& caller) {
+  auto writing = std::make_shared<Writing>(directory, uri, mode_t{0600}, caller);
   writing->replaces.emplace(old);
   if (!inherit(writing->replaces->rights, writing->draft.fd())) fail(EPERM);
   return writing;
@@ -745,16 +743,17 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   try {
     // What has the name now, by which the kernel will look again.
     const FileDescriptor directory = open_directory(parent);
+    const std::string uri = prefix_of(parent) + name;
     const FileDescriptor fd = sharr::open_beneath(directory.get(), name, O_PATH);
     if (!fd && errno != ENOENT) fail(errno);
     if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
     if (fd) {
       if (!may(request, fd.get(), access)) fail(errno);
-      writing = replacement(parent, name, fd.get(), *fuse_req_ctx(request));
+      writing = replacement(directory.get(), uri, fd.get(), *fuse_req_ctx(request));
     } else {  // gone since the kernel looked
       const AsCaller caller(request);
-      writing = std::make_shared<Writing>(directory.get(), prefix_of(parent) + name, mode_t{0644},
-                                          *fuse_req_ctx(request));
+      writing =
+          std::make_shared<Writing>(directory.get(), uri, mode_t{0644}, *fuse_req_ctx(request));
     }
   } catch (const std::system_error& error) {
     fail(error.code().value() == ESTALE ? ENOENT : error.code().value());
@@ -933,29 +932,29 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       old = sharr::open_beneath(directory.get(), name, O_PATH);
       if (!old && errno == ENOENT) continue;
       if (!old) throw sharr::Error(errno, prefix + name);
-      if (key_of(stat_of(old.get())) != key_of(there->st)) continue;
       replaces.emplace(old.get());
-      std::optional<AsCaller> caller;
-      if (writing.replaces && writing.replaces->same(*replaces)) {
+      if (replaces->key != key_of(there->st)) continue;
+      const bool expected = writing.replaces && writing.replaces->same(*replaces);
+      if (expected) {
         // The rights that it has got meanwhile are meant for what has its name.
         const bool changed = replaces->rights != writing.replaces->rights;
         if ((changed || !writing.rights_set) && !inherit(replaces->rights, writing.draft.fd())) {
           throw sharr::Error(EPERM, prefix + name);
         }
-        // Between this look and the rename another's may come, which only the kernel can tell:
-        // where the owner's rights will do, these have to.
-        const auto own = [&](uid_t uid) { return uid == fuse_req_ctx(request)->uid; };
-        if (request != nullptr && own(replaces->rights.uid) &&
-            own(stat_of(writing.draft.fd()).st_uid) && is_his()) {
-          caller.emplace(request);
-        }
       } else {
         if (!asked) throw sharr::Error(EEXIST, prefix + name);
         if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
         give();
-        caller.emplace(request);
       }
       made.emplace(writing.draft.fd());
+      // Between this look and the rename another's may come, which only the kernel can tell: where
+      // the owner's rights will do, these have to.
+      const auto own = [&](const Rights& of) { return of.uid == fuse_req_ctx(request)->uid; };
+      std::optional<AsCaller> caller;
+      if (!expected ||
+          (request != nullptr && own(replaces->rights) && own(made->rights) && is_his())) {
+        caller.emplace(request);
+      }
       writing.draft.publish(directory.get(), name, true);
       done = true;
       continue;

@@ -180,8 +180,8 @@ class FileSystem {
   Unpublished unpublished(const NodePtr& node);
   bool is_unopened(const NodePtr& node);
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
-  WritingPtr replacement(const NodePtr& parent, const std::string& name, int old,
-                         const fuse_ctx& caller);
+  static WritingPtr replacement(int directory, const std::string& uri, int old,
+                                const fuse_ctx& caller);
   void start_overwriting(const NodePtr& node, fuse_req_t request, int access);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,

@@ -285,16 +285,15 @@ struct FileSystem::Operations {
       if (there) {
         const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
         if (!old) fail(errno == ENOENT ? ESTALE : errno);  // look again
-        struct stat st;
-        if (fstat(old.get(), &st) != 0) fail(errno);
+        struct stat st, in;
+        if (fstat(old.get(), &st) != 0 || fstat(fd.get(), &in) != 0) fail(errno);
         if (key_of(st) != key_of(there->st)) fail(ESTALE);  // look again
         if (!may(request, old.get(), access_of(file->flags))) fail(errno);
         // As with fs.protected_regular, which the kernel asks of what it finds itself.
-        const struct stat in = fs.stat_node(directory);
         const uid_t uid = fuse_req_ctx(request)->uid;
         const bool sticky = (in.st_mode & S_ISVTX) != 0;
         if (sticky && st.st_uid != uid && st.st_uid != in.st_uid) fail(EACCES);
-        writing = fs.replacement(directory, name, old.get(), *fuse_req_ctx(request));
+        writing = replacement(fd.get(), prefix + name, old.get(), *fuse_req_ctx(request));
       } else {
         const AsCaller caller(request);
         writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, *fuse_req_ctx(request));

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import inspect
 import io
 import os
 import pathlib
@@ -329,16 +330,8 @@ def test_what_is_gone_meanwhile_comes_back_only_by_right(world):
     assert stat.S_IMODE(status.st_mode) == 0o622  # what all may do
 
 
-OWNERS = """
-import contextlib
+OWNERS = "import contextlib\n" + inspect.getsource(acting_as) + """
 N, M = int(sys.argv[3]), 1234
-@contextlib.contextmanager
-def As(uid):
-    os.setegid(uid), os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0), os.setegid(0)
 def put(path, owner, mode, group=None):
     with open(path, "wb") as file:
         file.write(npy(1.0))
@@ -378,7 +371,7 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
     """, id="what two of root's set"),
     pytest.param("""
         put(there, N, 0o644)
-        with As(N):
+        with acting_as(N):
             fds = [opened(x, 2.0), opened(x, 3.0)]
             for fd in fds:
                 os.fchmod(fd, 0o600)
@@ -389,27 +382,27 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
     pytest.param("""
         os.chmod(f"{behind}/d", 0o777)
         put(there, N, 0o600), put(f"{behind}/d/public", N, 0o644)
-        with As(N):
+        with acting_as(N):
             fd = opened(x)
-        with As(M):
+        with acting_as(M):
             os.rename(f"{behind}/d/public", there)
-        with As(N):
+        with acting_as(N):
             os.close(fd)
         is_now(there, 2, N, N, 0o600)
     """, id="not as public as what is put there meanwhile"),
     pytest.param("""
         put(there, N, 0o644)
-        with As(N):
+        with acting_as(N):
             fd = opened(x)
             os.fchmod(fd, 0o644)
         os.chown(there, 0, 0), os.chmod(there, 0o600)
-        with As(N):
+        with acting_as(N):
             os.close(fd)
         is_now(there, 2, 0, 0, 0o600)
     """, id="what is taken from its owner meanwhile does not come back"),
     pytest.param("""
         put(there, N, 0o644), os.link(there, f"{behind}/d/y")
-        with As(N):
+        with acting_as(N):
             fds = [opened(x, 2.0), opened(f"{point}/d/y", 3.0)]
             for fd in fds:
                 os.close(fd)
@@ -417,7 +410,7 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
     """, id="each of two names of one array"),
     pytest.param("""
         put(there, N, 0o644)
-        with As(N):
+        with acting_as(N):
             fds = [opened(x, 2.0), opened(x, 3.0)]
         for fd in fds:
             os.close(fd)
@@ -426,7 +419,7 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
     pytest.param("""
         os.chmod(f"{behind}/d", 0o777)
         put(there, 0, 0o606, group=4444)
-        with As(N):
+        with acting_as(N):
             fd = opened(x)
             os.unlink(there)
             os.close(fd)
