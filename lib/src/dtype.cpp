@@ -1,7 +1,5 @@
 #include "dtype.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -11,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "format.hpp"
 #include "sharr/store.hpp"
 
 namespace sharr {
@@ -271,7 +270,7 @@ std::string typestring(const Type& type) {
 std::string subarray(std::string text, const std::vector<std::vector<std::int64_t>>& shapes,
                      std::size_t levels) {
   for (std::size_t i = 0; i < levels; ++i) {
-    text = fmt::format("({}, {})", text, shape_text(shapes[i]));
+    text = detail::formatted("({}, {})", text, shape_text(shapes[i]));
   }
   return text;
 }

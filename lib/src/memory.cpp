@@ -1,6 +1,5 @@
 #include "memory.hpp"
 
-#include <fmt/format.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>

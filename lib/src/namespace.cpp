@@ -1,6 +1,5 @@
 // Arrays that come and go together: a namespace is a directory, put in its place by a rename.
 #include <dirent.h>
-#include <fmt/format.h>
 #include <linux/limits.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -15,6 +14,7 @@
 #include <utility>
 
 #include "access.hpp"
+#include "format.hpp"
 #include "system.hpp"
 
 namespace sharr {
@@ -85,7 +85,7 @@ void survey(int root, Other&& other, Entered&& entered) {
     while (const dirent* item = readdir(stream.get())) {
       const std::string name = item->d_name;
       if (name == "." || name == "..") continue;
-      std::string path = below == "." ? name : fmt::format("{}/{}", below, name);
+      std::string path = below == "." ? name : detail::formatted("{}/{}", below, name);
       // On its way to a name, if its maker lives.
       if (reserved(name)) {
         detail::sweep(at, name.c_str());
@@ -151,7 +151,7 @@ NewNamespace::~NewNamespace() = default;
 Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
                         const CreateOptions& options) {
   const std::string name(leaf);
-  const std::string given = fmt::format("{}/{}", state_->given.given(), leaf);
+  const std::string given = detail::formatted("{}/{}", state_->given.given(), leaf);
   for (std::size_t from = 0; from <= name.size();) {
     const std::size_t end = std::min(name.find('/', from), name.size());
     const std::string part = name.substr(from, end - from);
@@ -165,7 +165,7 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
   const auto same = [&](const auto& array) { return array.first == name; };
   if (std::ranges::any_of(state_->arrays, same)) throw Error(EEXIST, given);
   NewArray array(
-      std::make_unique<NewArray::State>(Name(fmt::format("{}/{}", state_->given.uri(), leaf)),
+      std::make_unique<NewArray::State>(Name(detail::formatted("{}/{}", state_->given.uri(), leaf)),
                                         shape, dtype, options, state_->staging_place()));
   Array taken = array.take();
   state_->arrays.emplace_back(name, std::move(array));
@@ -264,7 +264,8 @@ void detail::remove_arrays(int dirfd, const std::string& name) {
     if (!at) throw Error(errno, below);
     for (const Entry& entry : scan(at.get(), "")) {
       if (!entry.info) {
-        directories.push_back(below == "." ? entry.name : fmt::format("{}/{}", below, entry.name));
+        directories.push_back(below == "." ? entry.name
+                                           : detail::formatted("{}/{}", below, entry.name));
       } else if (unlinkat(at.get(), entry.name.c_str(), 0) != 0 && errno != ENOENT) {
         throw Error(errno, entry.name);
       }
@@ -295,15 +296,16 @@ void remove_all(const Name& directory) {
         fd.get(),
         [&](const std::string& path, int errnum) {
           throw Error(errnum, directory.given(),
-                      fmt::format("'{}' in it {}", path,
-                                  errnum == EACCES ? "cannot be read" : "is no array"));
+                      detail::formatted("'{}' in it {}", path,
+                                        errnum == EACCES ? "cannot be read" : "is no array"));
         },
         [&](const std::string& path, int at) {
           if (!fixed.empty() || faccessat(at, ".", W_OK | X_OK, AT_EACCESS) == 0) return;
           if (errno == EACCES) fixed = path == "." ? path : "./" + path;
         });
     if (!fixed.empty()) {
-      throw Error(EACCES, directory.given(), fmt::format("'{}' in it cannot be changed", fixed));
+      throw Error(EACCES, directory.given(),
+                  detail::formatted("'{}' in it cannot be changed", fixed));
     }
   };
   check();
@@ -340,11 +342,11 @@ void remove_all(const Name& directory) {
     }
     // The name is taken. No reserved one, or the content would be swept.
     const std::string kept =
-        fmt::format("{}.kept{}", place.file, temporary.substr(temporary.rfind('-')));
+        detail::formatted("{}.kept{}", place.file, temporary.substr(temporary.rfind('-')));
     const bool moved = renameat(place.at(), temporary.c_str(), place.at(), kept.c_str()) == 0;
     throw Error(error.errnum(), directory.given(),
-                fmt::format("{}; what is left of it is now '{}'", error.message(),
-                            moved ? kept : temporary));
+                detail::formatted("{}; what is left of it is now '{}'", error.message(),
+                                  moved ? kept : temporary));
   }
 }
 

@@ -1,6 +1,5 @@
 // The making of an array: create, put, and what is published later.
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "access.hpp"
+#include "format.hpp"
 #include "literal.hpp"
 #include "memory.hpp"
 #include "npy.hpp"
@@ -41,9 +41,9 @@ Pages pages_of(const CreateOptions& options, std::uint64_t size, int fd, const N
     if (!demanded) return Pages::of_file;
     throw Error(
         EOPNOTSUPP, name.given(),
-        fmt::format("no huge pages there; root can allow them{}",
-                    name.shm() ? ": mount -o remount,huge=advise /dev/shm"
-                               : " where it is a tmpfs, with the mount option huge=advise"));
+        detail::formatted("no huge pages there; root can allow them{}",
+                          name.shm() ? ": mount -o remount,huge=advise /dev/shm"
+                                     : " where it is a tmpfs, with the mount option huge=advise"));
   }
   if (!large) return Pages::of_file;
   return options.huge.value_or(true) ? Pages::huge : Pages::small;
@@ -214,9 +214,10 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
       const Info& info = array.info();
       if (info.shape != shape || info.dtype != dtype ||
           (info.order != options.order && !one_order(shape))) {
-        throw Error(EEXIST, name.given(),
-                    fmt::format("exists with shape {}, dtype {}, order {}", shape_text(info.shape),
-                                info.dtype.str(), static_cast<char>(info.order)));
+        throw Error(
+            EEXIST, name.given(),
+            detail::formatted("exists with shape {}, dtype {}, order {}", shape_text(info.shape),
+                              info.dtype.str(), static_cast<char>(info.order)));
       }
       return array;
     } catch (const Error& error) {

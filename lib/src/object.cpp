@@ -2,7 +2,6 @@
 #include "sharr/object.hpp"
 
 #include <dirent.h>
-#include <fmt/format.h>
 #include <linux/capability.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -24,6 +23,7 @@
 #include <utility>
 
 #include "access.hpp"
+#include "format.hpp"
 #include "literal.hpp"
 #include "memory.hpp"
 #include "npy.hpp"
@@ -59,8 +59,9 @@ std::size_t read_at(int fd, char* buffer, std::size_t size, std::uint64_t offset
 Info read_header(int fd, std::string_view head, std::size_t header, std::uint64_t file_size,
                  std::string_view uri) {
   if (header > file_size) {
-    throw FormatError(uri, fmt::format("truncated: its header needs {} bytes, the file has {}",
-                                       header, file_size));
+    throw FormatError(
+        uri, detail::formatted("truncated: its header needs {} bytes, the file has {}", header,
+                               file_size));
   }
   if (header <= head.size()) return detail::parse_header(head.substr(0, header));
   std::string whole(head);
@@ -84,9 +85,9 @@ std::optional<Info> read_npy(int fd, std::uint64_t file_size, std::string_view u
 
 void check_size(const Info& info, std::uint64_t file_size, std::string_view uri) {
   if (info.nbytes > file_size - info.offset) {
-    throw FormatError(uri, fmt::format("truncated: {} of {} need {} bytes, the file has {}",
-                                       shape_text(info.shape), info.dtype.descr(),
-                                       info.offset + info.nbytes, file_size));
+    throw FormatError(uri, detail::formatted("truncated: {} of {} need {} bytes, the file has {}",
+                                             shape_text(info.shape), info.dtype.descr(),
+                                             info.offset + info.nbytes, file_size));
   }
 }
 
@@ -188,9 +189,10 @@ std::string credentials() {
   std::array<__user_cap_data_struct, 2> capabilities{};
   // Of so many groups that they cannot be told, or without an answer: nobody's.
   if (count < 0 || syscall(SYS_capget, &header, capabilities.data()) != 0) return {};
-  std::string text = fmt::format("{} {} {:x} {:x}", geteuid(), getegid(), capabilities[0].effective,
-                                 capabilities[1].effective);
-  for (int i = 0; i < count; ++i) text += fmt::format(" {}", groups[static_cast<std::size_t>(i)]);
+  std::string text = detail::formatted("{} {} {:x} {:x}", geteuid(), getegid(),
+                                       capabilities[0].effective, capabilities[1].effective);
+  for (int i = 0; i < count; ++i)
+    text += detail::formatted(" {}", groups[static_cast<std::size_t>(i)]);
   return text;
 }
 
@@ -628,9 +630,9 @@ Info Draft::check(bool declared) const {
   if (declared && size == info.offset) return info;
   check_size(info, size, uri);
   if (size > info.offset + info.nbytes) {
-    throw FormatError(uri, fmt::format("too long: {} of {} need {} bytes, the file has {}",
-                                       shape_text(info.shape), info.dtype.descr(),
-                                       info.offset + info.nbytes, size));
+    throw FormatError(uri, detail::formatted("too long: {} of {} need {} bytes, the file has {}",
+                                             shape_text(info.shape), info.dtype.descr(),
+                                             info.offset + info.nbytes, size));
   }
   return info;
 }

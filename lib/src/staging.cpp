@@ -1,7 +1,6 @@
 #include "staging.hpp"
 
 #include <dirent.h>
-#include <fmt/format.h>
 #include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/random.h>
@@ -15,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "format.hpp"
 #include "memory.hpp"
 
 namespace sharr::detail {
@@ -68,7 +68,7 @@ std::string temporary_name() {
   if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
     throw Error(errno, "getrandom");
   }
-  return fmt::format("{}{:016x}", temporary_prefix, random);
+  return formatted("{}{:016x}", temporary_prefix, random);
 }
 
 void sweep(int dirfd, const char* name) noexcept {
@@ -164,11 +164,11 @@ void Staging::open_temporary(mode_t mode) {
 
 void Staging::throw_no_inode() const {
   throw Error(ENOSPC, name_.given(),
-              fmt::format("no inode left for one more file in {}; delete some{}",
-                          name_.shm() ? shm_directory : place_.directory,
-                          name_.shm() ? ", or as root allow more: mount -o "
-                                        "remount,nr_inodes=NUMBER /dev/shm"
-                                      : ""));
+              formatted("no inode left for one more file in {}; delete some{}",
+                        name_.shm() ? shm_directory : place_.directory,
+                        name_.shm() ? ", or as root allow more: mount -o "
+                                      "remount,nr_inodes=NUMBER /dev/shm"
+                                    : ""));
 }
 
 void Staging::throw_failed(int errnum) const {
@@ -186,11 +186,11 @@ void Staging::throw_no_space(int errnum) const {
   std::string free = "less is";
   if (fstatfs(file_.get(), &fs) == 0) free = human_size(free_bytes(fs));
   throw Error(errnum, name_.given(),
-              fmt::format("no space left: {} needed, {} free in {}; {}", human_size(size_), free,
-                          name_.shm() ? shm_directory : place_.directory,
-                          name_.shm() ? "delete arrays, or as root enlarge it: mount -o "
-                                        "remount,size=SIZE /dev/shm"
-                                      : "free some there"));
+              formatted("no space left: {} needed, {} free in {}; {}", human_size(size_), free,
+                        name_.shm() ? shm_directory : place_.directory,
+                        name_.shm() ? "delete arrays, or as root enlarge it: mount -o "
+                                      "remount,size=SIZE /dev/shm"
+                                    : "free some there"));
 }
 
 void Staging::check_space(std::uint64_t size) {
@@ -366,7 +366,7 @@ bool Staging::link(int at, const char* file) const {
   if (linkat(file_.get(), "", at, file, AT_EMPTY_PATH) == 0) return true;
   // Before Linux 6.10 that takes a capability, and its lack is ENOENT.
   if (errno != ENOENT) return false;
-  const std::string self = fmt::format("/proc/self/fd/{}", file_.get());
+  const std::string self = formatted("/proc/self/fd/{}", file_.get());
   return linkat(AT_FDCWD, self.c_str(), at, file, AT_SYMLINK_FOLLOW) == 0;
 }
 

@@ -1,7 +1,6 @@
 // The protocols of one array that exists: attach, rename, remove, info; and list.
 #include "sharr/store.hpp"
 
-#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -17,6 +16,7 @@
 #include <utility>
 
 #include "access.hpp"
+#include "format.hpp"
 #include "mapping.hpp"
 #include "memory.hpp"
 #include "system.hpp"
@@ -162,8 +162,9 @@ Array::~Array() = default;
 
 void Array::check_itemsize(std::size_t size) const {
   if (size != info_.dtype.itemsize()) {
-    throw ArgumentError(info_.name, fmt::format("its elements have {} bytes, the type asked for {}",
-                                                info_.dtype.itemsize(), size));
+    throw ArgumentError(info_.name,
+                        detail::formatted("its elements have {} bytes, the type asked for {}",
+                                          info_.dtype.itemsize(), size));
   }
 }
 
@@ -177,8 +178,8 @@ void Array::mlock() const {
   if (::mlock(base_, mapping_->length()) == 0) return;
   if (errno == ENOMEM || errno == EPERM) {
     throw Error(errno, info_.name,
-                fmt::format("cannot lock {} in memory: see 'ulimit -l' (RLIMIT_MEMLOCK)",
-                            detail::human_size(mapping_->length())));
+                detail::formatted("cannot lock {} in memory: see 'ulimit -l' (RLIMIT_MEMLOCK)",
+                                  detail::human_size(mapping_->length())));
   }
   throw Error(errno, info_.name);
 }

@@ -1,6 +1,5 @@
 #include "system.hpp"
 
-#include <fmt/format.h>
 #include <linux/limits.h>
 #include <linux/openat2.h>
 #include <pthread.h>
@@ -14,6 +13,8 @@
 #include <array>
 #include <cerrno>
 #include <fstream>
+
+#include "format.hpp"
 
 namespace sharr {
 namespace {
@@ -141,7 +142,7 @@ std::string attribute(const std::string& path, const char* key) {
 }  // namespace
 
 Permissions::Permissions(int fd, std::string_view name) {
-  const std::string self = fmt::format("/proc/self/fd/{}", fd);  // also for O_PATH
+  const std::string self = formatted("/proc/self/fd/{}", fd);  // also for O_PATH
   if (fstat(fd, &st_) != 0) throw Error(errno, name);
   for (const char* key : {access_acl, default_acl}) {
     std::string value = attribute(self, key);
@@ -228,7 +229,7 @@ void unmake(std::vector<Place::Made>& made) noexcept {
 }
 
 std::string mount_of(dev_t device) {
-  const std::string wanted = fmt::format(" {}:{} ", major(device), minor(device));
+  const std::string wanted = formatted(" {}:{} ", major(device), minor(device));
   std::ifstream mounts("/proc/self/mountinfo");
   if (!mounts && exhausted(errno)) throw Error(errno, "/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
@@ -264,11 +265,11 @@ bool exhausted(int errnum) noexcept {
 
 std::string human_size(std::uint64_t bytes) {
   static constexpr std::array units = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  if (bytes < 1024) return formatted("{} bytes", bytes);
   double value = static_cast<double>(bytes) / 1024;
   std::size_t unit = 0;
   while (value >= 1024 && unit + 1 < units.size()) value /= 1024, ++unit;
-  return fmt::format("{:.1f} {}", value, units[unit]);
+  return formatted("{:.1f} {}", value, units[unit]);
 }
 
 }  // namespace detail

@@ -7,17 +7,14 @@ refused, and ``shm://dir/x`` and ``/dir/x`` (a path) are names too. New programs
 use `sharr`, which does more.
 """
 
-import collections as _collections
 import errno as _errno
 
 import numpy as _np
 
 import sharr as _sharr
-from sharr._core import MS_ASYNC, MS_INVALIDATE, MS_SYNC
+from sharr._core import MS_ASYNC, MS_INVALIDATE, MS_SYNC, ArrayDesc
 from sharr import _core
 
-ArrayDesc = _collections.namedtuple("ArrayDesc", ["name", "dtype", "dims"])
-ArrayDesc.__doc__ = "What list() tells of an array: name (bytes), scalar type, dims."
 SharedArray = ArrayDesc  # its name upstream
 
 
@@ -91,7 +88,7 @@ def delete(name, /):
 
 def list():
     """List the arrays in shared memory, as a tuple of ArrayDesc."""
-    return _core.describe_all(ArrayDesc)
+    return _core.describe_all()
 
 
 def _mapping(array):

@@ -1,17 +1,12 @@
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 from collections.abc import Sequence
-from numpy import generic
 from numpy.typing import DTypeLike, NDArray
+from sharr._core import ArrayDesc as ArrayDesc
 
 MS_ASYNC: int
 MS_INVALIDATE: int
 MS_SYNC: int
-
-class ArrayDesc(NamedTuple):
-    name: bytes
-    dtype: type[generic]
-    dims: tuple[int, ...]
 
 SharedArray = ArrayDesc
 

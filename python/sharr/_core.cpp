@@ -885,15 +885,30 @@ py::tuple shape_tuple(const sharr::Shape& shape) {
   return result;
 }
 
-// The drop-in's list(). type: its ArrayDesc, a namedtuple. Here because there may be 100,000.
-py::tuple describe_all(const py::object& type) {
+// What the drop-in's list() tells of an array.
+PyTypeObject* array_desc = nullptr;
+
+void define_array_desc(const py::module_& module) {
+  static PyStructSequence_Field fields[] = {{"name", "bytes"},
+                                            {"dtype", "the scalar type"},
+                                            {"dims", "the shape, a tuple of ints"},
+                                            {}};
+  static PyStructSequence_Desc desc = {
+      "SharedArray.ArrayDesc", "What list() tells of an array: name (bytes), scalar type, dims.",
+      fields, 3};
+  array_desc = PyStructSequence_NewType(&desc);
+  if (array_desc == nullptr) throw py::error_already_set();
+  module.attr("ArrayDesc") = py::handle(reinterpret_cast<PyObject*>(array_desc));
+}
+
+// The drop-in's list(). Here because there may be 100,000.
+py::tuple describe_all() {
   const sharr::Name directory = sharr::Name::directory("shm://");
   const auto found = [&] {
     const Released release;
     return sharr::list_shared(directory);
   }();
   const std::size_t prefix = directory.uri().size();
-  auto* const desc_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   py::list result;
   const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
   py::object scalar_type;
@@ -906,11 +921,11 @@ py::tuple describe_all(const py::object& type) {
       if (last == nullptr || info->shape != last->shape) dims = shape_tuple(info->shape);
       last = info.get();
       const py::bytes name(info->name.data() + prefix, info->name.size() - prefix);
-      const auto desc = py::reinterpret_steal<py::object>(desc_type->tp_alloc(desc_type, 3));
+      const auto desc = py::reinterpret_steal<py::object>(PyStructSequence_New(array_desc));
       if (!desc) throw py::error_already_set();
-      PyTuple_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
-      PyTuple_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
-      PyTuple_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
+      PyStructSequence_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
+      PyStructSequence_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
+      PyStructSequence_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
       result.append(desc);
     } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
     }
@@ -1055,6 +1070,7 @@ PYBIND11_MODULE(_core, m) {
 
   define_mapping(m);
   define_info(m);
+  define_array_desc(m);
 
   m.attr("MS_ASYNC") = MS_ASYNC;
   m.attr("MS_SYNC") = MS_SYNC;

@@ -1034,6 +1034,7 @@ def test_stubs(tmp_path):
         "d = SharedArray.attach('shm://c', ro=True)\n"
         "for desc in SharedArray.list():\n"
         "    raw: bytes = desc.name\n"
+        "    same: tuple[int, ...] = desc[2] + desc.dims\n"
     )
     done = subprocess.run(
         [PYTHON, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "sample.py"],
