@@ -898,7 +898,9 @@ void define_array_desc(const py::module_& module) {
       fields, 3};
   array_desc = PyStructSequence_NewType(&desc);
   if (array_desc == nullptr) throw py::error_already_set();
-  module.attr("ArrayDesc") = py::handle(reinterpret_cast<PyObject*>(array_desc));
+  const py::handle type(reinterpret_cast<PyObject*>(array_desc));
+  type.attr("__name__") = "ArrayDesc";  // so that repr() leaves the module out, as upstream's
+  module.attr("ArrayDesc") = type;
 }
 
 // The drop-in's list(). Here because there may be 100,000.

@@ -5,6 +5,7 @@ import errno
 import io
 import mmap
 import os
+import pickle
 import pathlib
 import random
 import signal
@@ -278,6 +279,8 @@ def test_list_of_the_drop_in(name):
         (os.fsencode(each), type_, shape) for (each, _, shape), type_ in zip(arrays, types)
     ]
     assert all(type(desc) is SharedArray.ArrayDesc for desc in found)
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert repr(found[1]).startswith("ArrayDesc(name=b'")
     assert [desc.dims for desc in found] == [shape for _, _, shape in arrays]
     for each, _, _ in arrays:
         sharr.delete(each)
