@@ -94,7 +94,7 @@ AsCaller::AsCaller(fuse_req_t request) {
   const fuse_ctx* const caller = fuse_req_ctx(request);
   if (geteuid() != 0) return;
   if (caller->uid == 0) {
-    setfsgid(caller->gid);
+    set_file_system_ids(geteuid(), caller->gid);
     return;
   }
   const int count = getgroups(0, nullptr);
@@ -104,14 +104,29 @@ AsCaller::AsCaller(fuse_req_t request) {
     throw std::system_error(errno, std::generic_category());
   }
   switched_ = true;
-  setfsgid(caller->gid);
-  setfsuid(caller->uid);
+  set_file_system_ids(caller->uid, caller->gid);
 }
 
-AsCaller::~AsCaller() {
-  setfsgid(getegid());
-  if (!switched_) return;
+AsCaller::~AsCaller() { restore(); }
+
+// They return what was before, and do nothing without saying so where they may not.
+void AsCaller::set_file_system_ids(uid_t uid, gid_t gid) {
+  constexpr auto none = static_cast<id_t>(-1);
+  setfsgid(gid);
+  setfsuid(uid);
+  if (static_cast<gid_t>(setfsgid(none)) == gid && static_cast<uid_t>(setfsuid(none)) == uid)
+    return;
+  restore();
+  throw std::system_error(EPERM, std::generic_category());
+}
+
+void AsCaller::restore() noexcept {
+  if (!switched_) {
+    setfsgid(getegid());
+    return;
+  }
   setfsuid(geteuid());
+  setfsgid(getegid());
   // Going on with somebody else's groups would be worse than not going on.
   if (set_thread_groups(groups_) != 0) std::abort();
 }
@@ -153,6 +168,11 @@ bool inherit(const Rights& rights, int to) {
   if (errno != EPERM && errno != EINVAL) fail(errno);  // EINVAL: no such user in this namespace
   set_mode(to, mode_with_group(rights, made.st_gid), {});
   return made.st_uid == rights.uid;
+}
+
+void grant_no_more(const Rights& rights, int to) {
+  const Rights own = rights_of(to);
+  set_mode(to, within(own.acl, own.mode) & mode_with_group(rights, own.gid), {});
 }
 
 void give_to(fuse_req_t request, int fd, int directory) {

@@ -21,6 +21,9 @@ class AsCaller {
   ~AsCaller();
 
  private:
+  void set_file_system_ids(uid_t uid, gid_t gid);
+  void restore() noexcept;
+
   bool switched_ = false;
   std::vector<gid_t> groups_;  // the daemon's own
 };
@@ -49,6 +52,8 @@ Rights rights_of(int fd);
 // its own owner and group; if that is another one, group and others are granted what both were.
 // Whether it has the other's owner. Throws std::system_error.
 bool inherit(const Rights& rights, int to);
+// Takes from a new file, to, what another of its owner's does not grant. Throws std::system_error.
+void grant_no_more(const Rights& rights, int to);
 // Makes the caller, in whose directory a new file is to be, its owner, if it has inherited another:
 // nobody but the old owner is granted more than before. Does nothing in a daemon that is not root.
 // Throws std::system_error.

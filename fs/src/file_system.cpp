@@ -676,6 +676,11 @@ bool FileSystem::is_unopened(const NodePtr& node) {
   return node->writing && node->handles.empty();
 }
 
+// By key, because the kernel may have forgotten the directory and looked it up anew.
+bool FileSystem::is_at(const Node& draft, const Node& parent, const std::string& name) {
+  return draft.parent->key == parent.key && draft.name == name;
+}
+
 // Makes the node of a draft. EEXIST when O_EXCL forbids it because of another.
 FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::string& name,
                                               WritingPtr writing) {
@@ -688,7 +693,7 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
   const std::lock_guard lock(mutex_);
   purge_truncations();
   if (node->writing->exclusive && std::ranges::any_of(drafts_, [&](const NodePtr& other) {
-        return other->parent == parent && other->name == name;
+        return is_at(*other, *parent, name);
       })) {
     fail(EEXIST);
   }
@@ -730,9 +735,9 @@ FileSystem::WritingPtr FileSystem::replacement(int directory, const std::string&
 // another one. So OPEN answers ESTALE, upon which the kernel looks again, once; and to this thread,
 // and for this once, the name is that of the draft.
 //
-// It looks no third time, so that nothing else should answer ESTALE to an open with O_TRUNC: what
-// was begun then is in the thread's way until something shows that it has given up. Nobody sees
-// that, because a draft looks like the file it is to replace until it is opened.
+// It looks no third time: what was begun then is in the thread's way until something shows that it
+// has given up. Nobody sees that, because a draft looks like the file it is to replace until it is
+// opened.
 void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int access) {
   const pid_t tid = fuse_req_ctx(request)->pid;
   if (tid == 0)
@@ -740,23 +745,18 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   const auto [parent, name] = place_of(node);
   const std::lock_guard order(publishing_);
   WritingPtr writing;
-  try {
-    // What has the name now, by which the kernel will look again.
-    const FileDescriptor directory = open_directory(parent);
-    const std::string uri = prefix_of(parent) + name;
-    const FileDescriptor fd = sharr::open_beneath(directory.get(), name, O_PATH);
-    if (!fd && errno != ENOENT) fail(errno);
-    if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
-    if (fd) {
-      if (!may(request, fd.get(), access)) fail(errno);
-      writing = replacement(directory.get(), uri, fd.get(), *fuse_req_ctx(request));
-    } else {  // gone since the kernel looked
-      const AsCaller caller(request);
-      writing =
-          std::make_shared<Writing>(directory.get(), uri, mode_t{0644}, *fuse_req_ctx(request));
-    }
-  } catch (const std::system_error& error) {
-    fail(error.code().value() == ESTALE ? ENOENT : error.code().value());
+  // What has the name now, by which the kernel will look again.
+  const FileDescriptor directory = open_directory(parent);
+  const std::string uri = prefix_of(parent) + name;
+  const FileDescriptor fd = sharr::open_beneath(directory.get(), name, O_PATH);
+  if (!fd && errno != ENOENT) fail(errno);
+  if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
+  if (fd) {
+    if (!may(request, fd.get(), access)) fail(errno);
+    writing = replacement(directory.get(), uri, fd.get(), *fuse_req_ctx(request));
+  } else {  // gone since the kernel looked; see go_on_overwriting()
+    const AsCaller caller(request);
+    writing = std::make_shared<Writing>(directory.get(), uri, mode_t{0600}, *fuse_req_ctx(request));
   }
   const NodePtr draft = start_writing(parent, name, std::move(writing));
   const std::lock_guard lock(mutex_);
@@ -764,6 +764,31 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   ++draft->lookups;
   truncations_.insert_or_assign(
       tid, Truncation{.draft = draft, .since = std::chrono::steady_clock::now()});
+}
+
+// The draft is opened. Where nothing had the name when it was begun, the array that the kernel has
+// found meanwhile is the one to be replaced.
+void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request,
+                                   int access) {
+  const auto [parent, name] = place_of(draft);
+  const std::lock_guard order(publishing_);
+  if (writing.replaces) return;
+  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+  if (!fd && errno == ENOENT) return;  // and is gone again: a new one, of the caller alone
+  if (!fd || !may(request, fd.get(), access)) fail(errno);
+  writing.replaces.emplace(fd.get());
+  if (!inherit(writing.replaces->rights, writing.draft.fd())) fail(EPERM);
+}
+
+// Who sets a draft's rights knows those that the array to be replaced has got until now.
+void FileSystem::rights_were_set(const NodePtr& draft, Writing& writing) {
+  const auto [parent, name] = place_of(draft);
+  const std::lock_guard order(publishing_);
+  if (!writing.replaces) return;
+  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+  if (!fd) return;
+  const Replaced now(fd.get());
+  if (now.same(*writing.replaces)) writing.replaces->rights = now.rights;
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
@@ -784,8 +809,7 @@ std::optional<fuse_entry_param> FileSystem::enter_overwriting(const NodePtr& par
     if (found == truncations_.end()) return {};
     const Truncation& truncation = found->second;
     draft = truncation.draft;
-    // By key, because the kernel may have forgotten the directory and looked it up anew.
-    if (draft->parent->key != parent->key || draft->name != name || !draft->writing ||
+    if (!is_at(*draft, *parent, name) || !draft->writing ||
         std::chrono::steady_clock::now() - truncation.since > longest_retry) {
       return {};
     }
@@ -889,11 +913,20 @@ void FileSystem::finish(const Handle& closed, fuse_req_t request) {
   }
 }
 
-// Nobody has a draft open any more.
+// Nobody has a draft open any more, unless somebody has opened it again meanwhile.
 void FileSystem::settle(const NodePtr& node) noexcept {
   const WritingPtr writing = this->writing(node);
   if (!writing) return;
   const std::lock_guard guard(writing->mutex);
+  const auto reopened = [&] {  // mutex_ is held
+    if (node->handles.empty()) return false;
+    writing->left = 0;
+    return true;
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    if (reopened()) return;
+  }
   if (!writing->published && !writing->killed && !writing->refused) {
     try {
       writing->draft.reserve(writing->draft.check(writing->declared));
@@ -903,6 +936,7 @@ void FileSystem::settle(const NodePtr& node) noexcept {
     }
   }
   const std::lock_guard lock(mutex_);
+  if (!writing->published && reopened()) return;
   drafts_.erase(node);
   node->writing.reset();
 }
@@ -921,24 +955,31 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   const auto give = [&] {
     if (!writing.rights_set) give_to(request, writing.draft.fd(), directory.get());
   };
-  FileDescriptor old;  // may be the last to hold it: to free that takes time, and no lock
+  // May be the last to hold an array: to free that takes time, and no lock.
+  std::vector<FileDescriptor> seen;
+  std::vector<std::optional<Replaced>> outdated;
   std::unique_lock order(publishing_);
   std::optional<Replaced> replaces, made;
+  bool expected = false;
   for (bool done = false; !done;) {
     replaces.reset();
     const auto there = sharr::inspect(directory.get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
     if (there && !writing.exclusive) {
-      old = sharr::open_beneath(directory.get(), name, O_PATH);
+      const FileDescriptor& old =
+          seen.emplace_back(sharr::open_beneath(directory.get(), name, O_PATH));
       if (!old && errno == ENOENT) continue;
       if (!old) throw sharr::Error(errno, prefix + name);
       replaces.emplace(old.get());
       if (replaces->key != key_of(there->st)) continue;
-      const bool expected = writing.replaces && writing.replaces->same(*replaces);
+      expected = writing.replaces && writing.replaces->same(*replaces);
       if (expected) {
         // The rights that it has got meanwhile are meant for what has its name.
         const bool changed = replaces->rights != writing.replaces->rights;
-        if ((changed || !writing.rights_set) && !inherit(replaces->rights, writing.draft.fd())) {
+        if (!changed && writing.created && !writing.rights_set) {
+          grant_no_more(replaces->rights, writing.draft.fd());
+        } else if ((changed || !writing.rights_set) &&
+                   !inherit(replaces->rights, writing.draft.fd())) {
           throw sharr::Error(EPERM, prefix + name);
         }
       } else {
@@ -985,16 +1026,18 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     drafts_.erase(node);
     for (const NodePtr& other : drafts_) {
       Writing& next = *other->writing;
-      const bool same = replaces ? next.replaces && next.replaces->same(*replaces)
+      // Who has put an array over another by his right to the directory has not had that open.
+      const bool same = replaces ? expected && next.replaces && next.replaces->same(*replaces)
                                  : !next.replaces && !next.exclusive && next.uid == writing.uid;
-      const bool here = other->name == name && other->parent->key == parent->key;
+      const bool here = is_at(*other, *parent, name);
       // Of those that nobody has open any more the one that was closed last is to stay.
       const bool earlier = next.left != 0 && (writing.left == 0 || next.left < writing.left);
       if (!same || !here || earlier) continue;
       // Rights that the old one had got meanwhile by its name stay a change.
       Rights rights = replaces && next.replaces->rights != replaces->rights ? next.replaces->rights
                                                                             : made->rights;
-      next.replaces = made;
+      if (!next.replaces) next.created = true;
+      outdated.push_back(std::exchange(next.replaces, made));
       next.replaces->rights = std::move(rights);
     }
     node->writing.reset();

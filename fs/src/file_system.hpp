@@ -179,10 +179,13 @@ class FileSystem {
   WritingPtr writing(const NodePtr& node);
   Unpublished unpublished(const NodePtr& node);
   bool is_unopened(const NodePtr& node);
+  static bool is_at(const Node& draft, const Node& parent, const std::string& name);
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
   static WritingPtr replacement(int directory, const std::string& uri, int old,
                                 const fuse_ctx& caller);
   void start_overwriting(const NodePtr& node, fuse_req_t request, int access);
+  void go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request, int access);
+  void rights_were_set(const NodePtr& draft, Writing& writing);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);

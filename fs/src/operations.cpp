@@ -166,8 +166,10 @@ struct FileSystem::Operations {
             fail(errno);
           }
           // First, because the draft may be published meanwhile.
+          const bool sets_rights =
+              (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0;
           bool newly_set = false;
-          if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0) {
+          if (sets_rights) {
             if (const Unpublished draft = fs.unpublished(node)) {
               newly_set = !std::exchange(draft->rights_set, true);
             }
@@ -191,6 +193,9 @@ struct FileSystem::Operations {
               draft->rights_set = false;
             }
             throw;
+          }
+          if (sets_rights) {
+            if (const Unpublished draft = fs.unpublished(node)) fs.rights_were_set(node, *draft);
           }
           st = fs.presented(fs.stat_node(node));
           {
@@ -221,12 +226,13 @@ struct FileSystem::Operations {
         // thread whose open with O_TRUNC came to nothing, and who means what has the name.
         const std::lock_guard lock(fs.mutex_);
         if (node->handles.empty() && (!begun || !truncates)) {
-          fs.abandon(node);
+          if (node->writing && node->writing->left == 0) fs.abandon(node);  // or it is settled now
           fail(ESTALE);
         }
       }
       if (truncates) {
         if (!begun && !may(request, draft->draft.fd(), W_OK)) fail(errno);
+        if (begun) fs.go_on_overwriting(node, *draft, request, access_of(file->flags));
         draft->draft.resize(0);
       }
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;

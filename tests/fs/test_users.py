@@ -340,6 +340,10 @@ def opened(path, value=2.0):
     fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
     os.write(fd, npy(value))
     return fd
+def created(path, mode, value):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
+    os.write(fd, npy(value))
+    return fd
 def is_now(path, value, *rights):
     status = os.stat(path)
     seen = (np.load(path), status.st_uid, status.st_gid, oct(stat.S_IMODE(status.st_mode)))
@@ -425,6 +429,50 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
             os.close(fd)
         is_now(there, 2, N, N, 0o600)
     """, id="whom the group's bits kept out stay out"),
+    pytest.param("""
+        os.chmod(f"{point}/d", 0o777)
+        with acting_as(M):
+            other = created(x, 0o666, 1.0)
+        put(there, N, 0o600)
+        with acting_as(N):
+            fd = opened(x, 3.0)
+        with acting_as(M):
+            os.close(other)
+        is_now(there, 1, M, M, 0o644)
+        with acting_as(N):
+            os.close(fd)
+        is_now(there, 3, N, N, 0o600)
+    """, id="not theirs who may replace it in its directory"),
+    pytest.param("""
+        os.chmod(f"{point}/d", 0o1777)
+        other = created(x, 0o600, 10.0)
+        put(there, N, 0o600)
+        with acting_as(N):
+            fd = opened(x)
+        os.close(other)
+        with acting_as(N):
+            no(errno.EPERM, os.close, fd)
+        is_now(there, 10, 0, 0, 0o600)
+    """, id="root's that root has put in the place of another's"),
+    pytest.param("""
+        os.chmod(f"{point}/d", 0o777)
+        for modes in ((0o600, 0o644), (0o644, 0o600)):
+            with acting_as(N):
+                fds = [created(x, mode, float(mode)) for mode in modes]
+                os.close(fds[1])
+                is_now(there, modes[1], N, N, modes[1])
+                os.close(fds[0])
+            is_now(there, modes[0], N, N, 0o600)
+            os.unlink(there)
+    """, id="of two created at once as private as the more private"),
+    pytest.param("""
+        put(there, N, 0o640)
+        with acting_as(N):
+            fd = opened(x)
+            os.chmod(x, 0o644), os.fchmod(fd, 0o600)
+            os.close(fd)
+        is_now(there, 2, N, N, 0o600)
+    """, id="the last word is said to the open file"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world
@@ -603,14 +651,17 @@ def test_an_inode_that_is_used_again(name, tmp_path):
         pytest.skip("no inode is used again here")
 
 
-def test_a_daemon_that_cannot_act_for_others(name, tmp_path):
-    """As in a container without CAP_SETGID: it refuses them, and answers on."""
+@pytest.mark.parametrize("capability", ["setgid", "setuid"])
+def test_a_daemon_that_cannot_act_for_others(name, tmp_path, capability):
+    """As in a container that is given less: it refuses them, and answers on."""
     behind, point = SHM / name, tmp_path / "mnt"
     behind.mkdir(), point.mkdir()
     let_in(tmp_path)
     (behind / "x").write_bytes(npy(1.0))
     less = tmp_path / "sharrfs"
-    less.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-setgid "{sharrfs_binary()}" "$@"\n')
+    less.write_text(
+        f'#!/bin/sh\nexec setpriv --bounding-set=-{capability} "{sharrfs_binary()}" "$@"\n'
+    )
     less.chmod(0o755)
     with mounting(f"shm://{name}", point, "-o", "allow_other", binary=less):
         for mode in (0o644, 0o664, 0o666):
