@@ -1,23 +1,15 @@
 #include "caller.hpp"
 
-#include <endian.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/limits.h>
-#include <linux/posix_acl.h>
-#include <linux/posix_acl_xattr.h>
 #include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
-#include <string>
 #include <system_error>
 
 #include "node.hpp"
@@ -41,51 +33,6 @@ std::vector<gid_t> groups_of(fuse_req_t request) {
     groups.resize(size);
     if (all) return groups;
   }
-}
-
-constexpr const char* access_acl = "system.posix_acl_access";
-
-// Empty where there is none, or the file system has none.
-std::string acl_of(int fd) {
-  std::array<char, XATTR_SIZE_MAX> value;
-  const ssize_t size = getxattr(self(fd).c_str(), access_acl, value.data(), value.size());
-  if (size < 0 && errno != ENODATA && errno != EOPNOTSUPP) fail(errno);
-  return {value.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
-}
-
-// As mode_within_acl().
-mode_t within(const std::string& acl, mode_t mode) {
-  mode_t group = mode >> 3U & S_IRWXO;
-  mode_t other = mode & S_IRWXO;
-  mode_t mask = S_IRWXO;
-  // From the end, where the mask is, to what it bounds: acl(5) has an order.
-  posix_acl_xattr_entry entry;
-  for (std::size_t end = acl.size(); end >= sizeof(posix_acl_xattr_header) + sizeof(entry);
-       end -= sizeof(entry)) {
-    std::memcpy(&entry, acl.data() + end - sizeof(entry), sizeof(entry));
-    const mode_t granted = le16toh(entry.e_perm) & mask;
-    const unsigned tag = le16toh(entry.e_tag);
-    if (tag == ACL_MASK) mask = granted;
-    if (tag == ACL_GROUP_OBJ || tag == ACL_USER) group &= granted;
-    if (tag == ACL_GROUP || tag == ACL_USER) other &= granted;
-  }
-  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | group << 3U | other;
-}
-
-// Rights as a mode alone. With another group nobody knows who is in which: all have what both had.
-mode_t mode_with_group(const Rights& rights, gid_t group) {
-  const mode_t mode = within(rights.acl, rights.mode);
-  if (group == rights.gid) return mode;
-  const mode_t both = mode & mode >> 3U & S_IRWXO;
-  return (mode & ~static_cast<mode_t>(S_IRWXG | S_IRWXO)) | both << 3U | both;
-}
-
-void set_mode(int to, mode_t mode, const std::string& acl) {
-  // The directory may have given it one.
-  if (acl.empty() && !acl_of(to).empty() && fremovexattr(to, access_acl) != 0) fail(errno);
-  if (fchmod(to, mode) != 0) fail(errno);
-  // Without it the mode, of which the group's part bounds it, would let in who was kept out.
-  if (!acl.empty() && fsetxattr(to, access_acl, acl.data(), acl.size(), 0) != 0) fail(errno);
 }
 
 }  // namespace
@@ -140,7 +87,7 @@ bool may(fuse_req_t request, int fd, int access) {
   }
   struct stat st;
   if (fstat(fd, &st) != 0) return false;
-  const mode_t mode = mode_within_acl(fd, st.st_mode);
+  const mode_t mode = sharr::mode_within_acl(fd, st.st_mode, "");
   const bool in_group =
       caller->gid == st.st_gid || std::ranges::count(groups_of(request), st.st_gid) > 0;
   const mode_t granted = caller->uid == st.st_uid ? mode >> 6U : in_group ? mode >> 3U : mode;
@@ -149,42 +96,13 @@ bool may(fuse_req_t request, int fd, int access) {
   return false;
 }
 
-mode_t mode_within_acl(int fd, mode_t mode) { return within(acl_of(fd), mode); }
-
-Rights rights_of(int fd) {
-  struct stat st;
-  if (fstat(fd, &st) != 0) fail(errno);
-  return {.uid = st.st_uid, .gid = st.st_gid, .mode = st.st_mode & 01777, .acl = acl_of(fd)};
-}
-
-bool inherit(const Rights& rights, int to) {
-  struct stat made;
-  if (fstat(to, &made) != 0) fail(errno);
-  const bool differs = made.st_uid != rights.uid || made.st_gid != rights.gid;
-  if (!differs || fchown(to, rights.uid, rights.gid) == 0) {
-    set_mode(to, rights.mode, rights.acl);
-    return true;
-  }
-  if (errno != EPERM && errno != EINVAL) fail(errno);  // EINVAL: no such user in this namespace
-  set_mode(to, mode_with_group(rights, made.st_gid), {});
-  return made.st_uid == rights.uid;
-}
-
-void grant_no_more(const Rights& rights, int to) {
-  const Rights own = rights_of(to);
-  set_mode(to, within(own.acl, own.mode) & mode_with_group(rights, own.gid), {});
-}
-
 void give_to(fuse_req_t request, int fd, int directory) {
   if (geteuid() != 0) return;
   const fuse_ctx* const caller = fuse_req_ctx(request);
-  const Rights rights = rights_of(fd);
-  if (rights.uid == caller->uid) return;
   struct stat in;
   if (fstat(directory, &in) != 0) fail(errno);
   const gid_t group = (in.st_mode & S_ISGID) != 0 ? in.st_gid : caller->gid;
-  set_mode(fd, mode_with_group(rights, group), {});
-  if (fchown(fd, caller->uid, group) != 0) fail(errno);
+  sharr::give_away(fd, caller->uid, group, "");
 }
 
 }  // namespace sharrfs

@@ -4,7 +4,6 @@
 #include <fuse_lowlevel.h>
 #include <sys/types.h>
 
-#include <string>
 #include <vector>
 
 namespace sharrfs {
@@ -33,27 +32,6 @@ class AsCaller {
 // with errno set.
 bool may(fuse_req_t request, int fd, int access);
 
-// A mode that grants nobody more than the ACL of the file does: the group's part of its own is what
-// the ACL grants to anybody. Each of the group, and each of all others, may do as much by the ACL;
-// whom that grants more has less.
-mode_t mode_within_acl(int fd, mode_t mode);
-
-// Who may do what with a file. acl: the xattr's bytes; none where there is none.
-struct Rights {
-  uid_t uid;
-  gid_t gid;
-  mode_t mode;
-  std::string acl;
-  bool operator==(const Rights&) const = default;
-};
-// Throws std::system_error.
-Rights rights_of(int fd);
-// Gives a new file, to, the rights of another. Where the daemon may not give it away it stays with
-// its own owner and group; if that is another one, group and others are granted what both were.
-// Whether it has the other's owner. Throws std::system_error.
-bool inherit(const Rights& rights, int to);
-// Takes from a new file, to, what another of its owner's does not grant. Throws std::system_error.
-void grant_no_more(const Rights& rights, int to);
 // Makes the caller, in whose directory a new file is to be, its owner, if it has inherited another:
 // nobody but the old owner is granted more than before. Does nothing in a daemon that is not root.
 // Throws std::system_error.

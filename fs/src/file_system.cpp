@@ -351,7 +351,7 @@ struct stat FileSystem::stat_node(const NodePtr& node) {
   const auto stat_directory = [](int fd) {
     struct stat st = stat_of(fd);
     // The kernel goes by that alone. Who opens a file is asked for; see may().
-    st.st_mode = mode_within_acl(fd, st.st_mode);
+    st.st_mode = sharr::mode_within_acl(fd, st.st_mode, "");
     return st;
   };
   {
@@ -400,7 +400,7 @@ fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& nam
     if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
   if (fd) {
-    entry->st.st_mode = mode_within_acl(fd.get(), entry->st.st_mode);
+    entry->st.st_mode = sharr::mode_within_acl(fd.get(), entry->st.st_mode, "");
     sweep();
   }
   std::unique_lock lock(mutex_);
@@ -704,7 +704,8 @@ FileSystem::NodePtr FileSystem::start_writing(const NodePtr& parent, const std::
   return node;
 }
 
-FileSystem::Replaced::Replaced(int fd) : key(key_of(stat_of(fd))), rights(rights_of(fd)) {
+FileSystem::Replaced::Replaced(int fd)
+    : key(key_of(stat_of(fd))), rights(sharr::rights_of(fd, "")) {
   struct statx st;
   constexpr int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
   if (statx(fd, "", flags, STATX_BTIME, &st) != 0) fail(errno);
@@ -726,7 +727,7 @@ FileSystem::WritingPtr FileSystem::replacement(int directory, const std::string&
                                                const fuse_ctx& caller) {
   auto writing = std::make_shared<Writing>(directory, uri, mode_t{0600}, caller);
   writing->replaces.emplace(old);
-  if (!inherit(writing->replaces->rights, writing->draft.fd())) fail(EPERM);
+  if (!sharr::inherit(writing->replaces->rights, writing->draft.fd(), uri)) fail(EPERM);
   return writing;
 }
 
@@ -777,7 +778,7 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   if (!fd && errno == ENOENT) return;  // and is gone again: a new one, of the caller alone
   if (!fd || !may(request, fd.get(), access)) fail(errno);
   writing.replaces.emplace(fd.get());
-  if (!inherit(writing.replaces->rights, writing.draft.fd())) fail(EPERM);
+  if (!sharr::inherit(writing.replaces->rights, writing.draft.fd(), name)) fail(EPERM);
 }
 
 // Who sets a draft's rights knows those that the array to be replaced has got until now.
@@ -948,6 +949,7 @@ void FileSystem::settle(const NodePtr& node) noexcept {
 void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t request) {
   const auto [parent, name] = place_of(node);
   const std::string prefix = prefix_of(parent);
+  const std::string uri = prefix + name;
   const FileDescriptor directory = open_directory(parent);
   sharr::Info info = writing.draft.check(false);
   const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
@@ -964,12 +966,12 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   for (bool done = false; !done;) {
     replaces.reset();
     const auto there = sharr::inspect(directory.get(), name, prefix);
-    if (there && !there->info) throw sharr::Error(EISDIR, prefix + name);
+    if (there && !there->info) throw sharr::Error(EISDIR, uri);
     if (there && !writing.exclusive) {
       const FileDescriptor& old =
           seen.emplace_back(sharr::open_beneath(directory.get(), name, O_PATH));
       if (!old && errno == ENOENT) continue;
-      if (!old) throw sharr::Error(errno, prefix + name);
+      if (!old) throw sharr::Error(errno, uri);
       replaces.emplace(old.get());
       if (replaces->key != key_of(there->st)) continue;
       expected = writing.replaces && writing.replaces->same(*replaces);
@@ -977,20 +979,22 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
         // The rights that it has got meanwhile are meant for what has its name.
         const bool changed = replaces->rights != writing.replaces->rights;
         if (!changed && writing.created && !writing.rights_set) {
-          grant_no_more(replaces->rights, writing.draft.fd());
+          sharr::grant_no_more(replaces->rights, writing.draft.fd(), uri);
         } else if ((changed || !writing.rights_set) &&
-                   !inherit(replaces->rights, writing.draft.fd())) {
-          throw sharr::Error(EPERM, prefix + name);
+                   !sharr::inherit(replaces->rights, writing.draft.fd(), uri)) {
+          throw sharr::Error(EPERM, uri);
         }
       } else {
-        if (!asked) throw sharr::Error(EEXIST, prefix + name);
-        if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, prefix + name);
+        if (!asked) throw sharr::Error(EEXIST, uri);
+        if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, uri);
         give();
       }
       made.emplace(writing.draft.fd());
       // Between this look and the rename another's may come, which only the kernel can tell: where
       // the owner's rights will do, these have to.
-      const auto own = [&](const Rights& of) { return of.uid == fuse_req_ctx(request)->uid; };
+      const auto own = [&](const sharr::Rights& of) {
+        return of.uid == fuse_req_ctx(request)->uid;
+      };
       std::optional<AsCaller> caller;
       if (!expected ||
           (request != nullptr && own(replaces->rights) && own(made->rights) && is_his())) {
@@ -1003,7 +1007,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     // Without the array that was to be replaced it is a new one, which its directory has to be
     // writable for.
     if (!there && writing.replaces) {
-      if (!asked || !is_his()) throw sharr::Error(EACCES, prefix + name);
+      if (!asked || !is_his()) throw sharr::Error(EACCES, uri);
       give();
     }
     made.emplace(writing.draft.fd());
@@ -1034,8 +1038,9 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       const bool earlier = next.left != 0 && (writing.left == 0 || next.left < writing.left);
       if (!same || !here || earlier) continue;
       // Rights that the old one had got meanwhile by its name stay a change.
-      Rights rights = replaces && next.replaces->rights != replaces->rights ? next.replaces->rights
-                                                                            : made->rights;
+      sharr::Rights rights = replaces && next.replaces->rights != replaces->rights
+                                 ? next.replaces->rights
+                                 : made->rights;
       if (!next.replaces) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
       next.replaces->rights = std::move(rights);

@@ -73,7 +73,7 @@ struct FileSystem::Replaced {
   timespec born{};  // which tells it from a file that has got its inode since
   // Where the file system does not know that: so that none gets it.
   std::shared_ptr<const sharr::FileDescriptor> kept;
-  Rights rights;
+  sharr::Rights rights;
 };
 
 // An array that is being written.

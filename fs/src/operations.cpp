@@ -388,11 +388,13 @@ struct FileSystem::Operations {
       if (!self_of(request).writing(opened.node)) {
         struct stat st;
         if (fstat(opened.fd.get(), &st) != 0) fail(errno);
-        // An array does not grow: what reaches beyond its end is not written.
-        if (size > 0 && offset >= st.st_size) fail(EPERM);
-        fits = std::min(size, static_cast<size_t>(st.st_size - offset));
-        // Nor does it become another one.
         const std::string& header = opened.node->header;
+        // An array does not grow: what reaches beyond its end is not written. What has no header
+        // says behind its data what it is.
+        const off_t end = header.empty() ? static_cast<off_t>(opened.node->data_end) : st.st_size;
+        if (size > 0 && offset >= end) fail(EPERM);
+        fits = std::min(size, static_cast<size_t>(end - offset));
+        // Nor does it become another one.
         const auto start = static_cast<size_t>(offset);
         if (start < header.size() &&
             header.compare(start, fits, data, std::min(fits, header.size() - start)) != 0) {

@@ -52,7 +52,7 @@ Name behind_mount(const Name& name);
 
 // Those of the array that has the name; none when nothing has. Throws FormatError for what is no
 // array, Error.
-std::optional<Permissions> permissions_of_array(const Name& name);
+std::optional<Rights> rights_of_array(const Name& name);
 
 // What the names that list() gives begin with.
 std::string list_prefix(const Name& directory);

@@ -34,7 +34,8 @@ std::string_view shm_path(std::string_view given, std::string_view rest, bool di
     if (component.empty()) throw ArgumentError(given, "the name has an empty component");
     if (component.size() > NAME_MAX) throw Error(ENAMETOOLONG, given);
     if (component == "." || component == "..") {
-      throw ArgumentError(given, "the name has a component '.' or '..'");
+      throw ArgumentError(given,
+                          "the name has a component '.' or '..'; paths begin with / or file://");
     }
     // A namespace too: list() passes over whatever has such a name.
     if (reserved(component)) {

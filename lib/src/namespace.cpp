@@ -54,12 +54,12 @@ Temporary make_temporary(const Place& place, const Name& name) {
     made.fd = FileDescriptor(
         openat(place.at(), made.name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
     if (!made.fd && errno != ENOENT) detail::throw_errno(name);
-    // A sweep may have come before the lock.
+    // A sweep may have come before the lock, which not every file system has.
+    if (!made.fd || (flock(made.fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK))
+      continue;
     struct stat st;
-    if (made.fd && flock(made.fd.get(), LOCK_EX | LOCK_NB) == 0 && fstat(made.fd.get(), &st) == 0 &&
-        st.st_nlink > 0) {
-      return made;
-    }
+    if (fstat(made.fd.get(), &st) != 0) detail::throw_errno(name);
+    if (st.st_nlink > 0) return made;
   }
 }
 
@@ -124,7 +124,7 @@ struct NewNamespace::State {
   // Where the arrays are until then: under shm:// not in a namespace, which might go.
   Place staging_place() const {
     if (!name.shm()) return detail::place_of(name);
-    return {.opened = {}, .directory = std::string(detail::shm_directory), .file = {}, .made = {}};
+    return detail::place_in_shm();
   }
 
   void throw_taken(const Place& where) const {
@@ -192,7 +192,7 @@ void NewNamespace::publish() {
     const FileDescriptor empty(
         openat(place.at(), place.file.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
     if (empty) {
-      detail::Permissions(empty.get(), name.given()).give(temporary.fd.get(), name.given());
+      inherit(rights_of(empty.get(), name.given()), temporary.fd.get(), name.given());
     }
     for (auto& [leaf, array] : state_->arrays) {
       const std::size_t slash = leaf.rfind('/');

@@ -165,7 +165,7 @@ NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
 void NewArray::check(const Name& name, bool replace) {
   struct stat st;
   if (replace) {
-    detail::permissions_of_array(name);
+    detail::rights_of_array(name);
   } else if (lstat(name.path().c_str(), &st) == 0) {
     throw Error(EEXIST, name.given());
   }
@@ -181,8 +181,8 @@ Array NewArray::take() {
 void NewArray::publish() {
   if (state_->replace) {
     // Who could not read the old one cannot read the new one either; and who could, can.
-    if (const auto old = detail::permissions_of_array(state_->name)) {
-      old->give(state_->staging->fd(), state_->name.given());
+    if (const auto old = detail::rights_of_array(state_->name)) {
+      inherit(*old, state_->staging->fd(), state_->name.given());
     }
   }
   state_->staging->publish(state_->replace);
@@ -227,9 +227,12 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
       return make();
     } catch (const Error& error) {
       if (error.errnum() != EEXIST) throw;
-      // Somebody was quicker, and theirs is as good; a symbolic link to nothing stays so for ever.
+      // Somebody was quicker, and theirs is as good. What stays for ever is a symbolic link to
+      // nothing, and what is behind a mount that does not show it, being no array.
       struct stat st;
       if (!name.shm() && lstat(name.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
+      detail::rights_of_array(detail::behind_mount(name));
+      if (options.on_signal) options.on_signal();
     }
   }
 }

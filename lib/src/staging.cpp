@@ -119,7 +119,7 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
   } catch (const Error& error) {
     if (error.errnum() != ENOENT || !name.shm()) throw;
     namespace_missing_ = true;
-    place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
+    place_ = place_in_shm();
   }
   if (size >= large && !replace && !namespace_missing_ &&
       faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
@@ -129,7 +129,7 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
   if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
     // Somebody has removed the empty namespace since.
     namespace_missing_ = true;
-    place_ = {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
+    place_ = place_in_shm();
     open(creation_mode);
   }
   if (!file_) throw_failed(errno);

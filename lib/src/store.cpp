@@ -1,6 +1,7 @@
 // The protocols of one array that exists: attach, rename, remove, info; and list.
 #include "sharr/store.hpp"
 
+#include <linux/limits.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -53,7 +54,8 @@ namespace {
 bool trusted_mount(const struct stat& st) {
   const std::string mount = detail::mount_of(st.st_dev);
   const std::string_view key = "user_id=";
-  const std::size_t at = mount.find(key);
+  // In the options, which are the last of it: whoever mounts gives the source its name.
+  const std::size_t at = mount.find(key, mount.rfind(' ') + 1);
   if (!mount.starts_with("fuse.sharrfs ") || at == std::string::npos) return false;
   uid_t user = 0;
   const auto [end, error] =
@@ -135,12 +137,12 @@ Name behind_mount(const Name& name) {
   return name;
 }
 
-std::optional<Permissions> permissions_of_array(const Name& name) {
+std::optional<Rights> rights_of_array(const Name& name) {
   try {
     const FileDescriptor fd = open_file(name, O_RDONLY);
     const Stat stat = stat_file(fd.get(), name.given());
     read_info(fd.get(), stat.st, name.given());
-    return Permissions(fd.get(), name.given());
+    return rights_of(fd.get(), name.given());
   } catch (const Error& error) {
     if (error.errnum() != ENOENT) throw;
     return {};
@@ -257,7 +259,7 @@ void rename(const Name& from, const Name& to, bool replace) {
   const Name old_name = detail::behind_mount(from);
   const Name new_name = detail::behind_mount(to);
   open_array(old_name);
-  if (replace) detail::permissions_of_array(new_name);
+  if (replace) detail::rights_of_array(new_name);
   const detail::Place old_place = detail::place_of(old_name);
   detail::Place place = detail::place_of(new_name, true);
   if (renameat2(old_place.at(), old_place.file.c_str(), place.at(), place.file.c_str(),
@@ -310,7 +312,8 @@ std::vector<std::shared_ptr<const Info>> detail::list(const FileDescriptor& root
     for (const std::string& name : directories) {
       std::string path = below + name;
       path += '/';
-      left.push_back(std::move(path));
+      // No name reaches what is deeper, which costs the more the deeper it is.
+      if (prefix.size() + path.size() < PATH_MAX) left.push_back(std::move(path));
     }
   }
   // Where nothing has directories it is in order already.

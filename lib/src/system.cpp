@@ -6,7 +6,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -119,53 +118,6 @@ Stat stat_file(int fd, std::string_view name, int flags) {
   return result;
 }
 
-namespace {
-
-constexpr const char* access_acl = "system.posix_acl_access";
-constexpr const char* default_acl = "system.posix_acl_default";  // of directories
-
-// Empty when there is none.
-std::string attribute(const std::string& path, const char* key) {
-  std::string value;
-  while (true) {
-    const ssize_t size = getxattr(path.c_str(), key, value.data(), value.size());
-    if (size < 0 && errno == ERANGE) {  // it has grown since
-      value.clear();
-      continue;
-    }
-    if (size <= 0) return {};
-    if (!value.empty()) return value;
-    value.resize(static_cast<std::size_t>(size));
-  }
-}
-
-}  // namespace
-
-Permissions::Permissions(int fd, std::string_view name) {
-  const std::string self = formatted("/proc/self/fd/{}", fd);  // also for O_PATH
-  if (fstat(fd, &st_) != 0) throw Error(errno, name);
-  for (const char* key : {access_acl, default_acl}) {
-    std::string value = attribute(self, key);
-    if (!value.empty()) acls_.emplace_back(key, std::move(value));
-  }
-}
-
-void Permissions::give(int fd, std::string_view name) const {
-  struct stat st;
-  if (fstat(fd, &st) != 0) throw Error(errno, name);
-  // Only root may give files away; others, to a group that they are in.
-  const bool others = st.st_uid != st_.st_uid || st.st_gid != st_.st_gid;
-  if (others && fchown(fd, st_.st_uid, st_.st_gid) != 0 &&
-      (errno != EPERM || (fchown(fd, static_cast<uid_t>(-1), st_.st_gid) != 0 && errno != EPERM))) {
-    throw Error(errno, name);
-  }
-  if (fchmod(fd, st_.st_mode & (S_ISDIR(st_.st_mode) ? 07777 : 0777)) != 0)
-    throw Error(errno, name);
-  for (const auto& [key, value] : acls_) {
-    if (fsetxattr(fd, key, value.data(), value.size(), 0) != 0) throw Error(errno, name);
-  }
-}
-
 FileDescriptor make_directories(FileDescriptor directory, const std::string& path,
                                 std::vector<Place::Made>& made) {
   for (std::size_t from = 0; directory && from < path.size();) {
@@ -185,6 +137,10 @@ FileDescriptor make_directories(FileDescriptor directory, const std::string& pat
     from = end + 1;
   }
   return directory;
+}
+
+Place place_in_shm() {
+  return {.opened = {}, .directory = std::string(shm_directory), .file = {}, .made = {}};
 }
 
 Place place_of(const Name& name, bool make_namespace) {

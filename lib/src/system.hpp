@@ -50,19 +50,8 @@ struct Place {
 
   int at() const noexcept { return opened ? opened.get() : AT_FDCWD; }
 };
-// Who may do what with a file or directory: owner, mode and ACLs.
-class Permissions {
- public:
-  // Of what is open as fd; O_PATH will do. Throws Error.
-  Permissions(int fd, std::string_view name);
-  // Gives another file or directory the same, the owner as far as this process may give files away.
-  void give(int fd, std::string_view name) const;
-
- private:
-  struct stat st_;
-  std::vector<std::pair<const char*, std::string>> acls_;  // attributes
-};
-
+// Where what is to be in a namespace that may be missing is made: /dev/shm itself.
+Place place_in_shm();
 // Throws Error; a namespace that is missing is ENOENT unless it is to be made.
 Place place_of(const Name& name, bool make_namespace = false);
 // Opens a directory below another one, "a/b", and makes what is missing of it, which goes to

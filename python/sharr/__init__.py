@@ -178,7 +178,7 @@ def put(name, array_like, *, replace=False):
     Raises
     ------
     FileExistsError
-        The name is taken; nothing was copied.
+        The name is taken. If it was before, nothing was copied.
     TypeError, ValueError
         NumPy makes no array, or one of Python objects, of this.
     OSError
@@ -314,7 +314,7 @@ def put_all(where, arrays):
     Raises
     ------
     FileExistsError
-        The namespace exists; nothing was copied.
+        The namespace exists. If it did before, nothing was copied.
     TypeError, ValueError, OSError
         As `put`. Nothing is left.
 

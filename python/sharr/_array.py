@@ -46,7 +46,8 @@ class Array(np.ndarray):
     Made by `sharr.create`, `sharr.attach` and others. A view of it is one too
     and keeps the memory; whatever does not share the memory is a plain
     `numpy.ndarray`. `pickle` takes an Array by reference: loading it, in this
-    process or another one, gives an Array on the same memory.
+    process or another one, gives an Array on the same memory. In mode "c" it is
+    copied, as plain ndarrays on the memory are.
 
     Attributes
     ----------

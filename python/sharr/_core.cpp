@@ -213,7 +213,7 @@ py::dtype numpy_dtype(const sharr::Dtype& dtype, std::string_view uri) {
   if (dtype.structured()) {
     try {
       // The library has read the text as a list of fields and nothing else.
-      const py::object fields = result_of(literal_eval, decoded(dtype.descr()));
+      const py::object fields = result_of(literal_eval, py::str(dtype.descr()));  // of UTF-8
       return py::dtype::from_args(result_of(descr_to_dtype, fields));
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_ValueError) && !error.matches(PyExc_TypeError)) throw;
@@ -889,10 +889,8 @@ py::tuple shape_tuple(const sharr::Shape& shape) {
 PyTypeObject* array_desc = nullptr;
 
 void define_array_desc(const py::module_& module) {
-  static PyStructSequence_Field fields[] = {{"name", "bytes"},
-                                            {"dtype", "the scalar type"},
-                                            {"dims", "the shape, a tuple of ints"},
-                                            {}};
+  static PyStructSequence_Field fields[] = {
+      {"name", "bytes"}, {"dtype", "the scalar type"}, {"dims", "the shape, a tuple of ints"}, {}};
   static PyStructSequence_Desc desc = {
       "SharedArray.ArrayDesc", "What list() tells of an array: name (bytes), scalar type, dims.",
       fields, 3};

@@ -235,7 +235,8 @@ def reason(name, error):
     if told == full(name):
         told = name
     if isinstance(error, FileNotFoundError) and told == name:
-        return name, "no such array"
+        is_file = "/" not in name and os.path.exists(name)
+        return name, "no such array" + (f"; the file is ./{name}" if is_file else "")
     if isinstance(error, IsADirectoryError):
         return told, "is a namespace, no array"
     return told, error.strerror or str(error)
@@ -440,11 +441,12 @@ def modified(info):
         return None
 
 
-def dtype_text(info):
+def dtype_text(info, longest=None):
     try:
-        return str(info.dtype)
+        text = str(info.dtype)
     except sharr.FormatError:  # one that only a later NumPy has
         return "?"
+    return text if longest is None or len(text) <= longest else text[: longest - 3] + "..."
 
 
 def describe(info):
@@ -512,7 +514,7 @@ def ls(wheres, long, human, by_size, by_time, backwards, one, null, as_json):
     elif long:
         lines = [
             (
-                escape(dtype_text(info), False), str(info.shape), size_text(info.nbytes, human),
+                escape(dtype_text(info, 40), False), str(info.shape), size_text(info.nbytes, human),
                 moment_text(modified(info)), escape(name),
             )
             for name, info in rows
@@ -865,7 +867,7 @@ def rm(names, force, recursive):
                 found += sharr.list(namespace)
             namespaces.extend(whole)
             matches.update((info.name, info) for info in found)
-        elif recursive and not short(uri(name)).strip("/"):
+        elif recursive and uri(name).rstrip("/") == "shm:":
             matches.update((info.name, info) for info in sharr.list(full(name)))
         else:
             plain.append(name)

@@ -454,8 +454,21 @@ def test_objects_of_the_sharedarray_package(space):
     assert shown["user.sharr.shape"] == "(3, 4)" and shown["user.sharr.dtype"] == "float32"
     assert (point / "old").read_bytes()[:48] == data.tobytes()
     assert sharr.attach(f"{point}/old").tolist() == data.reshape(3, 4).tolist()
+    with open(point / "old", "r+b", buffering=0) as file:
+        assert os.pwrite(file.fileno(), bytes(100), 40) == 8  # up to the trailer
+        fails(errno.EPERM, os.pwrite, file.fileno(), b"\0", 48)
+    assert (behind / "old").read_bytes() == data.tobytes()[:40] + bytes(8) + trailer
     os.unlink(point / "old")
     assert os.listdir(behind) == []
+
+
+def test_create_where_the_mount_hides_something(space):
+    """Which is there for ever, and never an array."""
+    uri, behind, point = space
+    (behind / "x").write_bytes(b"junk")
+    with pytest.raises(sharr.FormatError):
+        sharr.create(point / "x", 3, exist_ok=True)
+    assert (behind / "x").read_bytes() == b"junk"
 
 
 # The daemon

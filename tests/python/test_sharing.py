@@ -747,6 +747,32 @@ def test_replaced_it_keeps_its_acl(name):
 
 
 @needs_root
+def test_replaced_it_grants_nobody_more(name, public_build):
+    (SHM / name).mkdir()
+    old = SHM / name / "x"
+    # Where the group cannot be kept: what both the group and all others might.
+    os.chmod(SHM / name, 0o777)
+    code = "import sys, sharr; sharr.put(sys.argv[1], [1.0, 2.0], replace=True)"
+    for mode, wanted in ((0o664, 0o644), (0o646, 0o644)):
+        sharr.put(old, [0.0], replace=True)
+        os.chown(old, 8, 8), os.chmod(old, mode)
+        env = {**os.environ, "PYTHONPATH": str(public_build / "python")}
+        subprocess.run(as_nobody(PYTHON, "-c", code, old), env=env, check=True)
+        st = old.stat()
+        assert (st.st_uid, st.st_gid, st.st_mode & 0o777) == (NOBODY, NOBODY, wanted)
+    # Nor by what its directory gives to new files.
+    acl = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 0, 2**32 - 1,
+                      0x10, 6, 2**32 - 1, 0x20, 0, 2**32 - 1)  # fmt: skip
+    os.chmod(old, 0o640)
+    try:
+        os.setxattr(SHM / name, "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("a kernel without ACLs on tmpfs")
+    sharr.put(old, [3.0], replace=True)
+    assert os.listxattr(old) == [] and old.stat().st_mode & 0o777 == 0o640
+
+
+@needs_root
 def test_groups_are_inherited(name):
     (SHM / name).mkdir()
     os.chown(SHM / name, 0, 8)

@@ -1,7 +1,8 @@
 // What every call of the library throws.
 //
 // The errors of a call carry an errno, the name as the caller gave it, and a message that says what
-// is wrong and, where that helps, what to do. Nothing is changed or left behind when one is thrown.
+// is wrong and, where that helps, what to do. Nothing is changed or left behind when one is thrown,
+// unless its message says so.
 #pragma once
 
 #include <string>
@@ -33,8 +34,6 @@ class Error : public std::system_error {
 class ArgumentError : public Error {
  public:
   ArgumentError(std::string_view name, std::string_view message);
-  ArgumentError(int errnum, std::string_view name, std::string_view message)
-      : Error(errnum, name, message) {}
 };
 
 // There is something under the name, but it is no array that can be used: not an array at all,

@@ -55,6 +55,34 @@ constexpr bool reserved(std::string_view name) noexcept {
   return name.starts_with(temporary_prefix);
 }
 
+// Who may do what with a file or directory. ACLs are the bytes of the attributes; empty where there
+// is none.
+struct Rights {
+  uid_t uid;
+  gid_t gid;
+  mode_t mode;
+  std::string acl;
+  std::string default_acl;  // of a directory
+
+  bool operator==(const Rights&) const = default;
+};
+// Those of what is open as fd, which may be O_PATH. Throws Error, like the functions that follow,
+// of which name is for messages.
+Rights rights_of(int fd, std::string_view name);
+// A mode that grants nobody more than the ACL of a file of that mode does: the group's part of its
+// own is what the ACL grants to anybody. Each of the group, and each of all others, may do as much
+// by the ACL; whom that grants more has less.
+mode_t mode_within_acl(int fd, mode_t mode, std::string_view name);
+// Gives a new file or directory, to, the rights of another, owner and group as far as this process
+// may. If the group stays its own, it and others are granted what both were. Whether it has the
+// other's owner.
+bool inherit(const Rights& rights, int to, std::string_view name);
+// Takes from a new file, to, what another of its owner's does not grant.
+void grant_no_more(const Rights& rights, int to, std::string_view name);
+// Makes another user the owner of a file, if it is not: nobody but the old owner is granted more
+// than before.
+void give_away(int fd, uid_t uid, gid_t gid, std::string_view name);
+
 // Opens an array to read it, not to map it: a read finds zeros where a file has holes, and takes no
 // memory for them. Throws as attach().
 struct OpenArray {

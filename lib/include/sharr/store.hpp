@@ -64,7 +64,8 @@ enum class Mode {
 // The name of an array or of a directory of arrays, checked and resolved to a path.
 class Name {
  public:
-  // Throws ArgumentError (EINVAL) for what is no name, see above.
+  // Throws ArgumentError (EINVAL) for what is no name, see above; Error ENAMETOOLONG, and ENOENT for
+  // an empty path.
   Name(std::string_view name);                              // NOLINT(google-explicit-constructor)
   Name(const char* name) : Name(std::string_view(name)) {}  // NOLINT(google-explicit-constructor)
   Name(const std::string& name) : Name(std::string_view(name)) {}  // NOLINT
