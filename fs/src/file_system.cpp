@@ -776,20 +776,25 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   if (writing.replaces) return;
   const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
   if (!fd && errno == ENOENT) return;  // and is gone again: a new one, of the caller alone
-  if (!fd || !may(request, fd.get(), access)) fail(errno);
+  if (!fd) fail(errno);
+  if (!S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
+  if (!may(request, fd.get(), access)) fail(errno);
   writing.replaces.emplace(fd.get());
   if (!sharr::inherit(writing.replaces->rights, writing.draft.fd(), name)) fail(EPERM);
 }
 
-// Who sets a draft's rights knows those that the array to be replaced has got until now.
-void FileSystem::rights_were_set(const NodePtr& draft, Writing& writing) {
+// A draft is about to get rights of its own, which build upon those that the array to be replaced
+// has got until now.
+void FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
   const auto [parent, name] = place_of(draft);
   const std::lock_guard order(publishing_);
   if (!writing.replaces) return;
   const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
   if (!fd) return;
   const Replaced now(fd.get());
-  if (now.same(*writing.replaces)) writing.replaces->rights = now.rights;
+  if (!now.same(*writing.replaces) || now.rights == writing.replaces->rights) return;
+  if (!sharr::inherit(now.rights, writing.draft.fd(), name)) fail(EPERM);
+  writing.replaces->rights = now.rights;
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
@@ -1041,7 +1046,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       sharr::Rights rights = replaces && next.replaces->rights != replaces->rights
                                  ? next.replaces->rights
                                  : made->rights;
-      if (!next.replaces) next.created = true;
+      if (!next.replaces && !other->handles.empty()) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
       next.replaces->rights = std::move(rights);
     }

@@ -185,7 +185,7 @@ class FileSystem {
                                 const fuse_ctx& caller);
   void start_overwriting(const NodePtr& node, fuse_req_t request, int access);
   void go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request, int access);
-  void rights_were_set(const NodePtr& draft, Writing& writing);
+  void catch_up(const NodePtr& draft, Writing& writing);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);

@@ -88,7 +88,9 @@ struct FileSystem::Writing {
   // Opened with O_TRUNC: takes this one's. Without drafts all who do so would write to one file;
   // when the draft of one takes its place, the others are to replace that. Guarded by publishing_.
   std::optional<Replaced> replaces;
-  bool created = false;    // replaces what has been created after it. Likewise
+  // Replaces what has been created after it, so that it keeps what is more private of its own
+  // rights, until that gets others by its name. Likewise.
+  bool created = false;
   std::uint64_t left = 0;  // by when nobody had it open any more, in order. Guarded by mutex_
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name

@@ -166,11 +166,10 @@ struct FileSystem::Operations {
             fail(errno);
           }
           // First, because the draft may be published meanwhile.
-          const bool sets_rights =
-              (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0;
           bool newly_set = false;
-          if (sets_rights) {
+          if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0) {
             if (const Unpublished draft = fs.unpublished(node)) {
+              fs.catch_up(node, *draft);
               newly_set = !std::exchange(draft->rights_set, true);
             }
           }
@@ -193,9 +192,6 @@ struct FileSystem::Operations {
               draft->rights_set = false;
             }
             throw;
-          }
-          if (sets_rights) {
-            if (const Unpublished draft = fs.unpublished(node)) fs.rights_were_set(node, *draft);
           }
           st = fs.presented(fs.stat_node(node));
           {
@@ -232,7 +228,15 @@ struct FileSystem::Operations {
       }
       if (truncates) {
         if (!begun && !may(request, draft->draft.fd(), W_OK)) fail(errno);
-        if (begun) fs.go_on_overwriting(node, *draft, request, access_of(file->flags));
+        if (begun) {
+          try {
+            fs.go_on_overwriting(node, *draft, request, access_of(file->flags));
+          } catch (...) {
+            const std::lock_guard lock(fs.mutex_);
+            fs.abandon(node);
+            throw;
+          }
+        }
         draft->draft.resize(0);
       }
       if ((file->flags & O_ACCMODE) == O_RDWR) draft->declared = true;
@@ -391,7 +395,8 @@ struct FileSystem::Operations {
         const std::string& header = opened.node->header;
         // An array does not grow: what reaches beyond its end is not written. What has no header
         // says behind its data what it is.
-        const off_t end = header.empty() ? static_cast<off_t>(opened.node->data_end) : st.st_size;
+        off_t end = st.st_size;
+        if (header.empty()) end = std::min(end, static_cast<off_t>(opened.node->data_end));
         if (size > 0 && offset >= end) fail(EPERM);
         fits = std::min(size, static_cast<size_t>(end - offset));
         // Nor does it become another one.

@@ -189,8 +189,13 @@ void NewNamespace::publish() {
     }
   }
   try {
-    const FileDescriptor empty(
-        openat(place.at(), place.file.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    // Of O_PATH rights are read by way of /proc, which may not be there.
+    FileDescriptor empty;
+    for (const int flags : {O_RDONLY, O_PATH}) {
+      empty = FileDescriptor(
+          openat(place.at(), place.file.c_str(), flags | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+      if (empty || errno != EACCES) break;
+    }
     if (empty) {
       inherit(rights_of(empty.get(), name.given()), temporary.fd.get(), name.given());
     }

@@ -180,7 +180,7 @@ Array NewArray::take() {
 
 void NewArray::publish() {
   if (state_->replace) {
-    // Who could not read the old one cannot read the new one either; and who could, can.
+    // Who could not read the old one cannot read the new one either.
     if (const auto old = detail::rights_of_array(state_->name)) {
       inherit(*old, state_->staging->fd(), state_->name.given());
     }
@@ -229,9 +229,10 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
       if (error.errnum() != EEXIST) throw;
       // Somebody was quicker, and theirs is as good. What stays for ever is a symbolic link to
       // nothing, and what is behind a mount that does not show it, being no array.
+      const Name behind = detail::behind_mount(name);
       struct stat st;
-      if (!name.shm() && lstat(name.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
-      detail::rights_of_array(detail::behind_mount(name));
+      if (!behind.shm() && lstat(behind.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
+      detail::rights_of_array(behind);
       if (options.on_signal) options.on_signal();
     }
   }

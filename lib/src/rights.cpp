@@ -75,10 +75,9 @@ struct stat stat_of(int fd, std::string_view name) {
 }
 
 void set_mode(int to, mode_t mode, const std::string& acl, std::string_view name) {
-  // Before an ACL the mode, of which the group's part bounds it, would let in who was kept out.
-  if (acl.empty()) set_acl(to, access_acl, acl, name);
+  // Without its ACL the mode, of which the group's part bounds that, would let in who was kept out.
+  set_acl(to, access_acl, acl, name);
   if (fchmod(to, mode) != 0) throw Error(errno, name);
-  if (!acl.empty()) set_acl(to, access_acl, acl, name);
 }
 
 }  // namespace
@@ -125,6 +124,9 @@ bool inherit(const Rights& rights, int to, std::string_view name) {
 
 void grant_no_more(const Rights& rights, int to, std::string_view name) {
   const Rights own = rights_of(to, name);
+  if (own.gid == rights.gid && own.acl == rights.acl) {
+    return set_mode(to, own.mode & rights.mode, own.acl, name);
+  }
   set_mode(to, within(own.acl, own.mode) & mode_with_group(rights, own.gid), {}, name);
 }
 

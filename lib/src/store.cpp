@@ -313,7 +313,7 @@ std::vector<std::shared_ptr<const Info>> detail::list(const FileDescriptor& root
       std::string path = below + name;
       path += '/';
       // No name reaches what is deeper, which costs the more the deeper it is.
-      if (prefix.size() + path.size() < PATH_MAX) left.push_back(std::move(path));
+      if (directory.path().size() + 1 + path.size() < PATH_MAX) left.push_back(std::move(path));
     }
   }
   // Where nothing has directories it is in order already.

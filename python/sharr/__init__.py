@@ -301,7 +301,7 @@ def put_all(where, arrays):
     ----------
     where : str or os.PathLike
         ``shm://run7/``, or a directory. May exist if it is empty, and keeps its
-        owner and permissions.
+        owner and permissions as far as this process may give them.
     arrays : mapping of str to array_like
         By their names in it, ``"sub/x"`` in a namespace in it. Each takes a
         file descriptor until all are published, of which a process has 1024

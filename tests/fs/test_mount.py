@@ -466,8 +466,11 @@ def test_create_where_the_mount_hides_something(space):
     """Which is there for ever, and never an array."""
     uri, behind, point = space
     (behind / "x").write_bytes(b"junk")
+    (behind / "y").symlink_to("nothing")
     with pytest.raises(sharr.FormatError):
         sharr.create(point / "x", 3, exist_ok=True)
+    with pytest.raises(OSError):
+        sharr.create(point / "y", 3, exist_ok=True)
     assert (behind / "x").read_bytes() == b"junk"
 
 

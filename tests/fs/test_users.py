@@ -473,6 +473,26 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
             os.close(fd)
         is_now(there, 2, N, N, 0o600)
     """, id="the last word is said to the open file"),
+    pytest.param("""
+        put(there, N, 0o640)
+        with acting_as(N):
+            fd = opened(x)
+        os.chown(there, M, M), os.chmod(there, 0o600)
+        with acting_as(N):
+            no(errno.EPERM, os.fchmod, fd, 0o666)
+            os.close(fd)
+        is_now(there, 2, M, M, 0o600)
+    """, id="nor is it the former owner's"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with acting_as(N):
+            fd = opened(x)
+        os.chmod(there, 0o600)
+        with acting_as(N):
+            os.fchown(fd, -1, N)
+            os.close(fd)
+        is_now(there, 2, N, N, 0o600)
+    """, id="nor about a mode of which it says nothing"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world

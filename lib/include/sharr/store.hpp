@@ -178,7 +178,8 @@ struct CreateOptions {
   // Return the existing array when its shape, dtype and order agree.
   bool exist_ok = false;
   // Take the name of an existing array, in one step and with its mode, ACL and, as far as this
-  // process may give files away, owner; those attached to it keep it. What is no array is not
+  // process may give files away, owner; where the group cannot be kept, without the ACL, and the new
+  // group and others may do what both could. Those attached to it keep it. What is no array is not
   // replaced.
   bool replace = false;
   // Called by the calling thread when a signal interrupts the reservation of memory, and after
@@ -235,7 +236,8 @@ class NewArray {
 class NewNamespace {
  public:
   // Throws Error EEXIST when the name is taken; under shm:// missing namespaces above are made. An
-  // empty directory may have it, and gives its owner and permissions to the namespace.
+  // empty directory may have it, and gives its permissions to the namespace as an array that is
+  // replaced does.
   explicit NewNamespace(const Name& directory);
   NewNamespace(NewNamespace&& other) noexcept;
   ~NewNamespace();
