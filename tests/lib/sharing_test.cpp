@@ -182,7 +182,9 @@ TEST_F(Sharing, WhatIsRememberedIsUsedForWhatTheFileIsNow) {
       overwrite({i % 8 + 1}, "<f8");
       const Array array = attach(name);
       EXPECT_EQ(array.info().shape, Shape{i % 8 + 1});
-      if (held) EXPECT_EQ(array.data(), data);
+      if (held) {
+        EXPECT_EQ(array.data(), data);
+      }
     }
     std::this_thread::sleep_for(milliseconds(50));
     for (int i = 0; i < 2; ++i) EXPECT_EQ(attach(name).info().shape, Shape{8});
