@@ -56,7 +56,7 @@ AsCaller::AsCaller(fuse_req_t request) {
 
 AsCaller::~AsCaller() { restore(); }
 
-// They return what was before, and do nothing without saying so where they may not.
+// The system calls return what was before, and say nothing where they may do nothing.
 void AsCaller::set_file_system_ids(uid_t uid, gid_t gid) {
   constexpr auto none = static_cast<id_t>(-1);
   setfsgid(gid);

@@ -721,14 +721,29 @@ bool FileSystem::Replaced::same(const Replaced& other) const {
   return key == other.key && born.tv_sec == other.born.tv_sec && born.tv_nsec == other.born.tv_nsec;
 }
 
-// What is to take the place of an array, which is open as old (O_PATH). As open(2) with O_TRUNC has
-// it, whoever may write the file may do this, and owner and mode stay. publishing_ is held.
+// A draft is to take the place of an array. As open(2) with O_TRUNC has it, whoever may write the
+// file may do this, and owner and mode stay. publishing_ is held.
+void FileSystem::set_replaced(Writing& writing, Replaced old) {
+  if (!sharr::inherit(old.rights, writing.draft.fd(), "")) fail(EPERM);
+  writing.replaces = std::move(old);
+}
+
+// What is to take the place of an array, which is open as old (O_PATH).
 FileSystem::WritingPtr FileSystem::replacement(int directory, const std::string& uri, int old,
                                                const fuse_ctx& caller) {
   auto writing = std::make_shared<Writing>(directory, uri, mode_t{0600}, caller);
-  writing->replaces.emplace(old);
-  if (!sharr::inherit(writing->replaces->rights, writing->draft.fd(), uri)) fail(EPERM);
+  set_replaced(*writing, Replaced(old));
   return writing;
+}
+
+// What has the name of an array that the caller wants to overwrite, O_PATH; empty when nothing has.
+FileDescriptor FileSystem::open_to_overwrite(int directory, const std::string& name,
+                                             fuse_req_t request, int access) {
+  FileDescriptor fd = sharr::open_beneath(directory, name, O_PATH);
+  if (!fd && errno != ENOENT) fail(errno);
+  if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
+  if (fd && !may(request, fd.get(), access)) fail(errno);
+  return fd;
 }
 
 // Opens a published array with O_TRUNC, as far as that can be done before the kernel has looked the
@@ -749,11 +764,8 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   // What has the name now, by which the kernel will look again.
   const FileDescriptor directory = open_directory(parent);
   const std::string uri = prefix_of(parent) + name;
-  const FileDescriptor fd = sharr::open_beneath(directory.get(), name, O_PATH);
-  if (!fd && errno != ENOENT) fail(errno);
-  if (fd && !S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
+  const FileDescriptor fd = open_to_overwrite(directory.get(), name, request, access);
   if (fd) {
-    if (!may(request, fd.get(), access)) fail(errno);
     writing = replacement(directory.get(), uri, fd.get(), *fuse_req_ctx(request));
   } else {  // gone since the kernel looked; see go_on_overwriting()
     const AsCaller caller(request);
@@ -774,13 +786,9 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   const auto [parent, name] = place_of(draft);
   const std::lock_guard order(publishing_);
   if (writing.replaces) return;
-  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
-  if (!fd && errno == ENOENT) return;  // and is gone again: a new one, of the caller alone
-  if (!fd) fail(errno);
-  if (!S_ISREG(stat_of(fd.get()).st_mode)) fail(ENOENT);
-  if (!may(request, fd.get(), access)) fail(errno);
-  writing.replaces.emplace(fd.get());
-  if (!sharr::inherit(writing.replaces->rights, writing.draft.fd(), name)) fail(EPERM);
+  const FileDescriptor fd = open_to_overwrite(open_directory(parent).get(), name, request, access);
+  // Without it it is gone again: a new one, of the caller alone.
+  if (fd) set_replaced(writing, Replaced(fd.get()));
 }
 
 // A draft is about to get rights of its own, which build upon those that the array to be replaced
@@ -791,10 +799,9 @@ void FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
   if (!writing.replaces) return;
   const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
   if (!fd) return;
-  const Replaced now(fd.get());
+  Replaced now(fd.get());
   if (!now.same(*writing.replaces) || now.rights == writing.replaces->rights) return;
-  if (!sharr::inherit(now.rights, writing.draft.fd(), name)) fail(EPERM);
-  writing.replaces->rights = now.rights;
+  set_replaced(writing, std::move(now));
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {

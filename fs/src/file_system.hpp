@@ -181,6 +181,9 @@ class FileSystem {
   bool is_unopened(const NodePtr& node);
   static bool is_at(const Node& draft, const Node& parent, const std::string& name);
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
+  static void set_replaced(Writing& writing, Replaced old);
+  static sharr::FileDescriptor open_to_overwrite(int directory, const std::string& name,
+                                                 fuse_req_t request, int access);
   static WritingPtr replacement(int directory, const std::string& uri, int old,
                                 const fuse_ctx& caller);
   void start_overwriting(const NodePtr& node, fuse_req_t request, int access);

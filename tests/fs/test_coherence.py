@@ -660,8 +660,8 @@ def test_killed_in_a_storm(place):
         with mounting(uri, point):
             blow(place, 0.3, kill)
             wait_until(lambda: not daemons(point), "its end")
-            # ECONNABORTED is what was asked while its descriptors were being closed.
-            with pytest.raises(OSError) as error:
+            # What is asked while its descriptors are being closed is ECONNABORTED.
+            with contextlib.suppress(OSError):
                 os.listdir(point)
-            assert error.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            fails(errno.ENOTCONN, os.listdir, point)
             subprocess.run(["umount", point], check=True)

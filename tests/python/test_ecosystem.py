@@ -179,20 +179,21 @@ def test_numba(name):
 
 
 @pytest.mark.parametrize("order", ["contourpy, sharr", "sharr, contourpy"])
-def test_exceptions_of_another_module_in_cpp(name, order):
+def test_exceptions_of_another_module_in_cpp(name, tmp_path, order):
     """Ours has a standard library of its own: what either throws, the other must not catch."""
     pytest.importorskip("contourpy")
     code = f"""
-import ctypes
-import {order}
-uncaught = ctypes.CDLL("libstdc++.so.6")["_ZSt19uncaught_exceptionsv"]
-for call in [lambda: contourpy.contour_generator(z=[[0, 1], [2, 3]]).filled(2, 1),
-             lambda: sharr.info({name!r}), lambda: sharr.list({name!r})] * 3:
-    try:
-        call()
-    except (ValueError, FileNotFoundError):
-        assert uncaught() == 0, uncaught()
-    else:
-        raise AssertionError
-"""
-    subprocess.run([PYTHON, "-c", code], check=True)
+        import ctypes, sys
+        import {order}
+        uncaught = ctypes.CDLL("libstdc++.so.6")["_ZSt19uncaught_exceptionsv"]
+        name = sys.argv[1]
+        for call in [lambda: contourpy.contour_generator(z=[[0, 1], [2, 3]]).filled(2, 1),
+                     lambda: sharr.info(name), lambda: sharr.list(name)] * 3:
+            try:
+                call()
+            except (ValueError, FileNotFoundError):
+                assert uncaught() == 0, uncaught()
+            else:
+                raise AssertionError
+    """
+    program(tmp_path, code, name)

@@ -731,18 +731,21 @@ def test_replaced_by_root_it_stays_whose_it_was(name):
     subprocess.run(as_nobody("cat", SHM / name), stdout=subprocess.DEVNULL, check=True)
 
 
+# Lets NOBODY read and write (linux/posix_acl_xattr.h).
+ACL = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 0, 2**32 - 1,
+                  0x10, 6, 2**32 - 1, 0x20, 0, 2**32 - 1)  # fmt: skip
+
+
 @needs_root
 def test_replaced_it_keeps_its_acl(name):
-    acl = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 0, 2**32 - 1,
-                      0x10, 6, 2**32 - 1, 0x20, 0, 2**32 - 1)  # fmt: skip
     sharr.create(name, 3)
     os.chown(SHM / name, 0, 8)
     try:
-        os.setxattr(SHM / name, "system.posix_acl_access", acl)
+        os.setxattr(SHM / name, "system.posix_acl_access", ACL)
     except OSError:
         pytest.skip("a kernel without ACLs on tmpfs")
     sharr.put(name, [1, 2], replace=True)
-    assert os.getxattr(SHM / name, "system.posix_acl_access") == acl
+    assert os.getxattr(SHM / name, "system.posix_acl_access") == ACL
     subprocess.run(as_nobody("cat", SHM / name), stdout=subprocess.DEVNULL, check=True)
 
 
@@ -761,11 +764,9 @@ def test_replaced_it_grants_nobody_more(name, public_build):
         st = old.stat()
         assert (st.st_uid, st.st_gid, st.st_mode & 0o777) == (NOBODY, NOBODY, wanted)
     # Nor by what its directory gives to new files.
-    acl = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 0, 2**32 - 1,
-                      0x10, 6, 2**32 - 1, 0x20, 0, 2**32 - 1)  # fmt: skip
     os.chmod(old, 0o640)
     try:
-        os.setxattr(SHM / name, "system.posix_acl_default", acl)
+        os.setxattr(SHM / name, "system.posix_acl_default", ACL)
     except OSError:
         pytest.skip("a kernel without ACLs on tmpfs")
     sharr.put(old, [3.0], replace=True)

@@ -5,8 +5,8 @@ import errno
 import io
 import mmap
 import os
-import pickle
 import pathlib
+import pickle
 import random
 import signal
 import socket
