@@ -106,32 +106,34 @@ Info read(int fd, std::uint64_t file_size, std::string_view uri) {
 
 // What a directory held when it was read last.
 struct Listing {
-  enum class Kind { unknown, file, directory };
+  enum class Kind : std::uint8_t { unknown, file, directory };
   struct Item {
     std::string name;
     Kind kind = Kind::unknown;  // as the directory says, or as it was found
+    bool settled = false;       // unless it has changed within that time
+    std::uint32_t weight = 1;   // in arrays of some three hundred bytes
     ino_t inode = 0;
     timespec changed = {};                  // its ctime; a file that has changed since has another
-    bool settled = false;                   // unless it has changed within that time
     std::shared_ptr<const Info> info = {};  // of an array
 
     bool shown() const noexcept { return info || kind == Kind::directory; }
   };
   std::optional<timespec> changed;  // the directory's ctime; none: it may have changed within that
   std::vector<Item> items;          // by name
-  std::size_t weight = 0;           // in arrays of some three hundred bytes
+  std::size_t weight = 0;           // of them all
 };
 using Kind = Listing::Kind;
 
 // Looks at what has the item's name, by the rules of scan(), and says whether that is to be shown.
 // A kind that is known to be a file's saves a look before opening it: to open anything else to read
 // could wake whoever waits at a FIFO or move a tape.
-// device: of the directory; what is mounted there is left out. Throws Error when descriptors or
-// memory have run out.
-bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& item,
-               struct stat& st) {
+// device: of the directory; what is mounted there is left out. now: before the look. Throws Error
+// when descriptors or memory have run out.
+bool read_item(int dirfd, dev_t device, std::string_view prefix, const timespec& now,
+               Listing::Item& item, struct stat& st) {
   const std::string& name = item.name;
   item.info.reset();
+  item.weight = 1;
   if (reserved(name) || name == "." || name == ".." || name.find('/') != std::string::npos) {
     return false;
   }
@@ -161,9 +163,12 @@ bool read_item(int dirfd, dev_t device, std::string_view prefix, Listing::Item& 
   if (!fd || fstat(fd.get(), &st) != 0 || st.st_dev != device || !S_ISREG(st.st_mode)) return false;
   item.inode = st.st_ino;
   item.changed = st.st_ctim;
+  item.settled = detail::settled(st.st_ctim, now);
   try {
     item.info =
         std::make_shared<const Info>(read_info(fd.get(), st, std::string(prefix).append(name)));
+    // A dtype can have any number of fields, at no cost to whoever links the file many times.
+    item.weight += static_cast<std::uint32_t>(item.info->dtype.descr().size() / 200);
   } catch (const Error&) {
     return false;  // no array, or not to be read: to whoever asks here it does not exist
   }
@@ -325,6 +330,7 @@ void carry_over(const std::vector<Listing::Item>& known, Listing::Item& item) {
   item.inode = at->inode;
   item.changed = at->changed;
   item.settled = at->settled;
+  item.weight = at->weight;
   item.info = at->info;
 }
 
@@ -353,7 +359,7 @@ int errnum_of(F&& work) {
 // temporary: as for read_names().
 std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& temporary,
                                       std::vector<struct stat>* stats,
-                                      const std::function<void(Batch&)>& look_at) {
+                                      const std::function<void(int dirfd, Batch&)>& look_at) {
   Stream stream = open_stream(dirfd, prefix);  // until all has been read
   Batches batches;
   const auto add = [&] {
@@ -372,18 +378,20 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
     std::size_t i;
   };
   std::vector<Place> order;
-  const auto name = [](const Place& at) {
-    return std::tuple<std::uint64_t, std::string_view>(at.start, at.batch->items[at.i].name);
+  const auto before = [](const Place& a, const Place& b) {
+    return a.start != b.start ? a.start < b.start
+                              : a.batch->items[a.i].name < b.batch->items[b.i].name;
   };
   const auto read_and_sort = [&] {
     while (stream) add();
     batches.end();
+    order.reserve(batches.all().size() * Batch::size);
     for (Batch& batch : batches.all()) {
       for (std::size_t i = 0; i < batch.items.size(); ++i) {
         order.push_back({start_of(batch.items[i].name), &batch, i});
       }
     }
-    std::ranges::sort(order, {}, name);
+    std::ranges::sort(order, before);
   };
   const auto work = [&](std::uint64_t number, std::uint64_t /*one*/) {
     // However it ends, nobody is to wait for what will not come.
@@ -391,7 +399,10 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
                                                            [](Batches* all) { all->end(); });
     return errnum_of([&] {
       if (number == 0) read_and_sort();
-      while (Batch* const batch = batches.next()) look_at(*batch);
+      // To open files in it counts its users, for which threads that share it wait for each other.
+      const FileDescriptor own =
+          number == 0 ? FileDescriptor() : open_beneath(dirfd, ".", O_PATH | O_DIRECTORY);
+      while (Batch* const batch = batches.next()) look_at(own ? own.get() : dirfd, *batch);
     });
   };
   if (const int error = detail::in_pieces(batches.all().size(), 1, work, {}, threads); error != 0) {
@@ -443,15 +454,15 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
   std::shared_ptr<Listing> read;
   if (!same_names) {
     read = std::make_shared<Listing>();
-    const auto look_at = [&](Batch& batch) {
+    const auto look_at = [&](int at, Batch& batch) {
       std::vector<struct stat>* const wanted = stats != nullptr ? &batch.stats : nullptr;
       if (wanted != nullptr) wanted->resize(batch.items.size());
       for (std::size_t i = 0; i < batch.items.size(); ++i) {
         struct stat& found = stat_of(wanted, i);
         Listing::Item& item = batch.items[i];
         carry_over(known->items, item);
-        if (!unchanged(dirfd, device, prefix, item, found)) {
-          read_item(dirfd, device, prefix, item, found);
+        if (!unchanged(at, device, prefix, item, found)) {
+          read_item(at, device, prefix, now, item, found);
         }
       }
     };
@@ -473,7 +484,7 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
     }
     for_each(again.size(), prefix, [&](std::size_t n) {
       auto& [i, item] = again[n];
-      read_item(dirfd, device, prefix, item, stat_of(stats, i));
+      read_item(dirfd, device, prefix, now, item, stat_of(stats, i));
     });
     const auto as_before = [&](const auto& at) {
       const Listing::Item& before = known->items[at.first];
@@ -483,13 +494,8 @@ std::shared_ptr<const Listing> look(int dirfd, std::string_view prefix,
     read = std::make_shared<Listing>(*known);
     for (auto& [i, item] : again) read->items[i] = std::move(item);
   }
-  std::size_t weight = 0;
-  for (Listing::Item& item : read->items) {
-    item.settled = detail::settled(item.changed, now);
-    // A dtype can have any number of fields, at no cost to whoever links the file many times.
-    weight += 1 + (item.info ? item.info->dtype.descr().size() / 200 : 0);
-  }
-  read->weight = weight;
+  read->weight = 0;
+  for (const Listing::Item& item : read->items) read->weight += item.weight;
   remember(key, read);
   return read;
 }
@@ -589,7 +595,7 @@ std::optional<Entry> inspect(int dirfd, const std::string& name, std::string_vie
   if (fstat(dirfd, &st) != 0) throw Error(errno, prefix);
   Listing::Item item{.name = name};
   Entry entry{.name = name, .st = {}, .info = {}};
-  if (!read_item(dirfd, st.st_dev, prefix, item, entry.st)) return {};
+  if (!read_item(dirfd, st.st_dev, prefix, {}, item, entry.st)) return {};
   entry.info = std::move(item.info);
   return entry;
 }

@@ -909,6 +909,11 @@ py::tuple describe_all() {
     return sharr::list_shared(directory);
   }();
   const std::size_t prefix = directory.uri().size();
+  // No garbage comes of this, for which Python would look every 700 objects.
+  const int collects = PyGC_Disable();
+  const std::unique_ptr<const int, void (*)(const int*)> again(&collects, [](const int* before) {
+    if (*before != 0) PyGC_Enable();
+  });
   py::list result;
   const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
   py::object scalar_type;
