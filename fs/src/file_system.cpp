@@ -728,6 +728,18 @@ void FileSystem::set_replaced(Writing& writing, Replaced old) {
   writing.replaces = std::move(old);
 }
 
+// The array to be replaced has these rights now. Those that it has got since it was known are meant
+// for what has its name; otherwise what the draft has of its own stays. publishing_ is held.
+void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const std::string& uri) {
+  const bool changed = now != writing.replaces->rights;
+  if (!changed && writing.rights_set) return;
+  if (!changed && writing.created) {
+    sharr::grant_no_more(now, writing.draft.fd(), uri);
+  } else if (!sharr::inherit(now, writing.draft.fd(), uri)) {
+    throw sharr::Error(EPERM, uri);
+  }
+}
+
 // What is to take the place of an array, which is open as old (O_PATH).
 FileSystem::WritingPtr FileSystem::replacement(int directory, const std::string& uri, int old,
                                                const fuse_ctx& caller) {
@@ -798,10 +810,12 @@ void FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
   const std::lock_guard order(publishing_);
   if (!writing.replaces) return;
   const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+  if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
   if (!fd) return;
   Replaced now(fd.get());
-  if (!now.same(*writing.replaces) || now.rights == writing.replaces->rights) return;
-  set_replaced(writing, std::move(now));
+  if (!now.same(*writing.replaces)) return;
+  take_rights(writing, now.rights, prefix_of(parent) + name);
+  writing.replaces = std::move(now);
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
@@ -988,14 +1002,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       if (replaces->key != key_of(there->st)) continue;
       expected = writing.replaces && writing.replaces->same(*replaces);
       if (expected) {
-        // The rights that it has got meanwhile are meant for what has its name.
-        const bool changed = replaces->rights != writing.replaces->rights;
-        if (!changed && writing.created && !writing.rights_set) {
-          sharr::grant_no_more(replaces->rights, writing.draft.fd(), uri);
-        } else if ((changed || !writing.rights_set) &&
-                   !sharr::inherit(replaces->rights, writing.draft.fd(), uri)) {
-          throw sharr::Error(EPERM, uri);
-        }
+        take_rights(writing, replaces->rights, uri);
       } else {
         if (!asked) throw sharr::Error(EEXIST, uri);
         if (geteuid() != 0 && writing.uid != geteuid()) throw sharr::Error(EACCES, uri);
@@ -1049,11 +1056,17 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       // Of those that nobody has open any more the one that was closed last is to stay.
       const bool earlier = next.left != 0 && (writing.left == 0 || next.left < writing.left);
       if (!same || !here || earlier) continue;
-      // Rights that the old one had got meanwhile by its name stay a change.
-      sharr::Rights rights = replaces && next.replaces->rights != replaces->rights
-                                 ? next.replaces->rights
-                                 : made->rights;
-      if (!next.replaces && !other->handles.empty()) next.created = true;
+      // Rights that the old one had got meanwhile by its name stay a change; so does an owner or a
+      // group that this one has got, to what has none of its own.
+      const auto owner = [](const sharr::Rights& of) { return std::pair(of.uid, of.gid); };
+      const struct stat own = stat_of(next.draft.fd());
+      const bool change =
+          replaces && (next.replaces->rights != replaces->rights ||
+                       (owner(made->rights) != owner(replaces->rights) &&
+                        own.st_uid == replaces->rights.uid && own.st_gid == replaces->rights.gid));
+      sharr::Rights rights = change ? next.replaces->rights : made->rights;
+      // Not what was begun to overwrite, and is not open yet.
+      if (!next.replaces && (!other->handles.empty() || next.left != 0)) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
       next.replaces->rights = std::move(rights);
     }

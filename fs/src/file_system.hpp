@@ -182,6 +182,7 @@ class FileSystem {
   static bool is_at(const Node& draft, const Node& parent, const std::string& name);
   NodePtr start_writing(const NodePtr& parent, const std::string& name, WritingPtr writing);
   static void set_replaced(Writing& writing, Replaced old);
+  static void take_rights(Writing& writing, const sharr::Rights& now, const std::string& uri);
   static sharr::FileDescriptor open_to_overwrite(int directory, const std::string& name,
                                                  fuse_req_t request, int access);
   static WritingPtr replacement(int directory, const std::string& uri, int old,

@@ -53,13 +53,19 @@ Temporary make_temporary(const Place& place, const Name& name) {
     }
     made.fd = FileDescriptor(
         openat(place.at(), made.name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
-    if (!made.fd && errno != ENOENT) detail::throw_errno(name);
+    int errnum = made.fd ? 0 : errno;
     // A sweep may have come before the lock, which not every file system has.
-    if (!made.fd || (flock(made.fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK))
-      continue;
-    struct stat st;
-    if (fstat(made.fd.get(), &st) != 0) detail::throw_errno(name);
-    if (st.st_nlink > 0) return made;
+    if (made.fd && (flock(made.fd.get(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)) {
+      struct stat st;
+      if (fstat(made.fd.get(), &st) != 0) {
+        errnum = errno;
+      } else if (st.st_nlink > 0) {
+        return made;
+      }
+    }
+    // Who sweeps may not be allowed to remove it.
+    unlinkat(place.at(), made.name.c_str(), AT_REMOVEDIR);
+    if (errnum != 0 && errnum != ENOENT) throw Error(errnum, name.given());
   }
 }
 
@@ -120,6 +126,7 @@ struct NewNamespace::State {
   const Name given;
   const Name name;
   std::vector<std::pair<std::string, NewArray>> arrays;
+  bool failed = false;  // to be published; then there are none any more
 
   // Where the arrays are until then: under shm:// not in a namespace, which might go.
   Place staging_place() const {
@@ -174,10 +181,10 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
 
 void NewNamespace::publish() {
   const Name& name = state_->name;
+  if (state_->failed) throw Error(EINVAL, state_->given.given(), "failed before; put it anew");
   Place place;
   Temporary temporary;
   // Somebody may remove the namespace above before anything is in it.
-  constexpr int max_tries = 1000;
   for (int tries = 0; !temporary.fd; ++tries) {
     try {
       place = detail::place_of(name, true);
@@ -185,7 +192,7 @@ void NewNamespace::publish() {
       temporary = make_temporary(place, name);
     } catch (const Error& error) {
       detail::unmake(place.made);
-      if (error.errnum() != ENOENT || !name.shm() || tries == max_tries) throw;
+      if (error.errnum() != ENOENT || !name.shm() || tries == detail::max_tries) throw;
     }
   }
   try {
@@ -196,6 +203,7 @@ void NewNamespace::publish() {
           openat(place.at(), place.file.c_str(), flags | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
       if (empty || errno != EACCES) break;
     }
+    if (!empty && detail::exhausted(errno)) detail::throw_errno(name);
     if (empty) {
       inherit(rights_of(empty.get(), name.given()), temporary.fd.get(), name.given());
     }
@@ -217,6 +225,8 @@ void NewNamespace::publish() {
       throw Error(taken ? EEXIST : errno, state_->given.given());
     }
   } catch (...) {
+    state_->failed = true;
+    state_->arrays.clear();  // want of descriptors may be why
     try {
       detail::remove_arrays(place.at(), temporary.name);
     } catch (const Error&) {  // it is gone with what it was in
@@ -329,14 +339,13 @@ void remove_all(const Name& directory) {
       throw Error(EAGAIN, directory.given(), "another namespace has its name since");
     }
     // Who was about to publish an array in it may do so still.
-    constexpr int max_tries = 1000;
     for (int tries = 0;; ++tries) {
       check();  // what has come since
       try {
         detail::remove_arrays(place.at(), temporary);
         break;
       } catch (const Error& error) {
-        if (error.errnum() != ENOTEMPTY || tries == max_tries) throw;
+        if (error.errnum() != ENOTEMPTY || tries == detail::max_tries) throw;
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }

@@ -67,7 +67,9 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   if (directory) {
     staging.emplace(name, *std::move(directory), detail::creation_mode, size);
   } else {
-    staging.emplace(name, size, replace);
+    // Where it has a name already, nobody is to read it who may not read the old one.
+    const bool old = replace && detail::rights_of_array(name);
+    staging.emplace(name, size, replace, old ? mode_t{0600} : detail::creation_mode);
   }
   const Pages pages = pages_of(options, size, staging->fd(), name);
   const bool written = elements != nullptr && size >= detail::huge_threshold;
@@ -158,7 +160,7 @@ NewArray::~NewArray() = default;
 
 NewArray::NewArray(const Name& name, const Shape& shape, const Dtype& dtype,
                    const CreateOptions& options) {
-  check(name, options.replace);
+  if (!options.replace) check(name, false);
   state_ = std::make_unique<State>(name.absolute(), shape, dtype, options);
 }
 
@@ -179,13 +181,18 @@ Array NewArray::take() {
 }
 
 void NewArray::publish() {
-  if (state_->replace) {
+  for (int tries = 0;; ++tries) {
     // Who could not read the old one cannot read the new one either.
-    if (const auto old = detail::rights_of_array(state_->name)) {
-      inherit(*old, state_->staging->fd(), state_->name.given());
+    const auto old = state_->replace ? detail::rights_of_array(state_->name) : std::nullopt;
+    if (old) inherit(*old, state_->staging->fd(), state_->name.given());
+    try {
+      return state_->staging->publish(old.has_value());
+    } catch (const Error& error) {
+      // Something has come since the look, which may be no array, or a private one.
+      const bool again = state_->replace && !old && error.errnum() == EEXIST;
+      if (!again || tries == detail::max_tries) throw;
     }
   }
-  state_->staging->publish(state_->replace);
 }
 
 Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* elements,
@@ -193,7 +200,7 @@ Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* 
   if (!options.reserve || options.exist_ok) {
     throw ArgumentError(name.given(), "put() takes neither exist_ok nor reserve = false");
   }
-  NewArray::check(name, options.replace);
+  if (!options.replace) NewArray::check(name, false);
   NewArray made(
       std::make_unique<NewArray::State>(name, shape, dtype, options, std::nullopt, elements));
   made.publish();
@@ -208,7 +215,7 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
     return made.take();
   };
   if (!options.exist_ok) return make();
-  while (true) {
+  for (int tries = 0;; ++tries) {
     try {
       Array array = attach(name);
       const Info& info = array.info();
@@ -226,13 +233,10 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
     try {
       return make();
     } catch (const Error& error) {
-      if (error.errnum() != EEXIST) throw;
-      // Somebody was quicker, and theirs is as good. What stays for ever is a symbolic link to
-      // nothing, and what is behind a mount that does not show it, being no array.
-      const Name behind = detail::behind_mount(name);
-      struct stat st;
-      if (!behind.shm() && lstat(behind.path().c_str(), &st) == 0 && S_ISLNK(st.st_mode)) throw;
-      detail::rights_of_array(behind);
+      // Somebody was quicker, and theirs is as good. But for ever there may be a symbolic link to
+      // nothing, or what a mount does not show.
+      if (error.errnum() != EEXIST || tries == detail::max_tries) throw;
+      detail::rights_of_array(detail::behind_mount(name));
       if (options.on_signal) options.on_signal();
     }
   }

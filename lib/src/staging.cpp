@@ -100,20 +100,21 @@ void sweep(int dirfd, const char* name) noexcept {
 
 Staging::Staging(const Name& name, Place place, mode_t mode, std::uint64_t size)
     : name_(name), size_(size), place_(std::move(place)) {
-  open(mode);
+  open(mode, mode);
   if (!file_) throw_failed(errno);
 }
 
-void Staging::open(mode_t mode) {
+void Staging::open(mode_t mode, mode_t temporary_mode) {
   file_ = FileDescriptor(
       openat(place_.at(), place_.directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, mode));
   // EISDIR: a kernel or file system that does not know the flag sees a directory to be written.
   if (!file_ && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOSYS || errno == EINVAL)) {
-    open_temporary(mode);
+    open_temporary(temporary_mode);
   }
 }
 
-Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(name), size_(size) {
+Staging::Staging(const Name& name, std::uint64_t size, bool replace, mode_t temporary_mode)
+    : name_(name), size_(size) {
   try {
     place_ = place_of(name);
   } catch (const Error& error) {
@@ -125,12 +126,12 @@ Staging::Staging(const Name& name, std::uint64_t size, bool replace) : name_(nam
       faccessat(place_.at(), place_.file.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
     throw Error(EEXIST, name.given());
   }
-  open(creation_mode);
+  open(creation_mode, temporary_mode);
   if (!file_ && errno == ENOENT && name.shm() && !namespace_missing_) {
     // Somebody has removed the empty namespace since.
     namespace_missing_ = true;
     place_ = place_in_shm();
-    open(creation_mode);
+    open(creation_mode, temporary_mode);
   }
   if (!file_) throw_failed(errno);
 }
@@ -154,7 +155,10 @@ void Staging::open_temporary(mode_t mode) {
     const bool swept = flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     struct stat st;
     if (fstat(fd.get(), &st) != 0) throw_errno(name_);
-    if (swept || st.st_nlink == 0) continue;
+    if (swept || st.st_nlink == 0) {
+      unlinkat(place_.at(), path.c_str(), 0);  // who sweeps may not be allowed to
+      continue;
+    }
     file_ = std::move(fd);
     temporary_ = std::move(path);
     maker_ = getpid();
@@ -302,14 +306,14 @@ void Staging::write_holes(std::uint64_t from, std::uint64_t to) const {
 void Staging::publish(bool replace) {
   // Somebody may remove an empty namespace before the array is in it, even in a tight loop that
   // wins nearly always: give up after a second or so.
-  constexpr int max_tries = 100'000;
+  constexpr int many = 100'000;
   for (int tries = 0;; ++tries) {
     Place place;
     if (namespace_missing_) {
       try {
         place = place_of(name_, true);
       } catch (const Error& error) {
-        if (error.errnum() == ENOENT && tries < max_tries) continue;
+        if (error.errnum() == ENOENT && tries < many) continue;
         if (error.errnum() == ENOSPC) throw_no_inode();  // a directory takes nothing else
         throw;
       }
@@ -321,7 +325,7 @@ void Staging::publish(bool replace) {
     // What was linked once and has been removed with its namespace cannot be linked again.
     struct stat st;
     const bool lost = linked_ && (fstat(file_.get(), &st) != 0 || st.st_nlink == 0);
-    if (errnum != ENOENT || !name_.shm() || lost || tries == max_tries) throw_failed(errnum);
+    if (errnum != ENOENT || !name_.shm() || lost || tries == many) throw_failed(errnum);
     namespace_missing_ = true;
   }
 }

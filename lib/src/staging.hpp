@@ -14,8 +14,9 @@ class Staging {
  public:
   // Opens the file. size is what it will have: 64 MiB and more is checked against the name and the
   // space at once, because finding out the slow way takes seconds and other people's memory.
-  // With replace the name may be taken. name must outlive this. Throws Error.
-  Staging(const Name& name, std::uint64_t size, bool replace);
+  // With replace the name may be taken. name must outlive this. temporary_mode: as for open(2),
+  // where the file has a name meanwhile. Throws Error.
+  Staging(const Name& name, std::uint64_t size, bool replace, mode_t temporary_mode);
   // In a directory that is open already (place.file does not count), for one who comes to know the
   // name, and perhaps the size, later. mode as for open(2).
   Staging(const Name& name, Place place, mode_t mode, std::uint64_t size = 0);
@@ -52,7 +53,8 @@ class Staging {
   void publish(const Place& place, bool replace);
 
  private:
-  void open(mode_t mode);  // leaves file_ empty with errno set when it fails
+  // Leaves file_ empty with errno set when it fails.
+  void open(mode_t mode, mode_t temporary_mode);
   void open_temporary(mode_t mode);
   // These return false with errno set.
   bool give(const Place& place, bool replace);
@@ -77,6 +79,9 @@ class Staging {
 // The permissions that an array or a namespace is made with, less the umask.
 constexpr mode_t creation_mode = 0666;
 constexpr mode_t namespace_mode = 0777;
+
+// How often to try again what others undo, one after the other, in the moment between two calls.
+constexpr int max_tries = 1000;
 
 // A new reserved name.
 std::string temporary_name();

@@ -462,7 +462,7 @@ def test_objects_of_the_sharedarray_package(space):
     assert os.listdir(behind) == []
 
 
-def test_create_where_the_mount_hides_something(space):
+def test_create_where_the_mount_hides_something(space, tmp_path):
     """Which is there for ever, and never an array."""
     uri, behind, point = space
     (behind / "x").write_bytes(b"junk")
@@ -472,6 +472,15 @@ def test_create_where_the_mount_hides_something(space):
     with pytest.raises(OSError):
         sharr.create(point / "y", 3, exist_ok=True)
     assert (behind / "x").read_bytes() == b"junk"
+    if not IS_ROOT:
+        return
+    np.save(tmp_path / "z.npy", [1.0, 2.0, 3.0]), (behind / "z").touch()
+    subprocess.run(["mount", "--bind", tmp_path / "z.npy", behind / "z"], check=True)
+    try:
+        with pytest.raises(FileExistsError):
+            sharr.create(point / "z", 3, exist_ok=True)
+    finally:
+        subprocess.run(["umount", behind / "z"], check=True)
 
 
 # The daemon

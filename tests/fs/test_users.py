@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -493,11 +494,81 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
             os.close(fd)
         is_now(there, 2, N, N, 0o600)
     """, id="nor about a mode of which it says nothing"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with acting_as(N):
+            fds = [opened(x, 2.0), opened(x, 3.0)]
+            os.fchmod(fds[0], 0o600), os.close(fds[0])
+            os.fchown(fds[1], -1, N), os.close(fds[1])
+        is_now(there, 3, N, N, 0o600)
+    """, id="also if it has got that here"),
+    pytest.param("""
+        os.chmod(f"{point}/d", 0o777)
+        with acting_as(N):
+            fds = [created(x, 0o600, 2.0), created(x, 0o644, 3.0)]
+            os.close(fds[0])
+            os.fchown(fds[1], -1, N), os.close(fds[1])
+        is_now(there, 3, N, N, 0o600)
+    """, id="of two created at once too"),
+    pytest.param("""
+        put(there, N, 0o640)
+        for mode in (None, 0o644):
+            with acting_as(N):
+                fd = opened(x)
+                if mode:
+                    os.fchmod(fd, mode)
+            other = opened(x, 3.0)
+            os.fchown(other, M, M), os.fchmod(other, 0o600), os.close(other)
+            with acting_as(N):
+                if not mode:
+                    no(errno.EPERM, os.fchmod, fd, 0o666)
+                os.close(fd)
+            is_now(there, 2, M, M, 0o600)
+            os.chown(x, N, N), os.chmod(x, 0o640)
+    """, id="nor is it the former owner's if root has written it meanwhile"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world
     command = [PYTHON, "-c", PRELUDE + OWNERS + textwrap.dedent(code), behind, point, str(NOBODY)]
     subprocess.run(command, check=True, timeout=60)
+
+
+def test_two_created_and_closed_at_once_out_of_sight(name):
+    """Of a daemon that cannot see who closes them: the one that is closed last stays, and private."""
+    behind, point = SHM / name, pathlib.Path("/tmp") / name
+    behind.mkdir(), point.mkdir()
+    command = ["unshare", "-pf", "--kill-child", sharrfs_binary(), "-f", f"shm://{name}", point]
+    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: mounted(point), "the mount")
+        (pid,) = (pid for pid in daemons(point) if pid != daemon.pid)
+
+        def drafts():
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                files = pathlib.Path(f"/proc/{pid}/fd").iterdir()
+                return sum(os.readlink(file).startswith(f"{SHM}/#") for file in files)
+            return 1
+
+        for _ in range(400):
+            fds = [os.open(point / "x", os.O_WRONLY | os.O_CREAT, mode) for mode in (0o644, 0o600)]
+            for value, fd in enumerate(fds):
+                os.write(fd, npy(float(value)))
+            threads = [threading.Thread(target=os.close, args=(fd,)) for fd in fds]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            wait_until(lambda: not drafts(), "both to be settled")
+            assert np.load(behind / "x") == 0 or mode_of(behind / "x") == 0o600
+            os.unlink(behind / "x")
+    finally:
+        unmount(point)
+        daemon.wait()
+        point.rmdir()
+
+
+def mode_of(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
 
 
 def test_groups(world):

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -340,6 +341,39 @@ TEST(Files, AreReadWithoutAMapping) {
   EXPECT_EQ(caught([&] { open_array(space.uri("b")); }).errnum, ENOENT);
   test::write_file(space.path("c"), npy(5).substr(0, 130));
   EXPECT_EQ(caught([&] { open_array(space.uri("c")); }).errnum, EINVAL);
+}
+
+TEST(Rights, OfTwoWithTheSameAclItStays) {
+  const test::Namespace space;
+  // owner, a user, the group, mask, others: linux/posix_acl_xattr.h
+  const auto acl_of = [](std::uint16_t user) {
+    std::string acl("\2\0\0\0", 4);
+    const auto add = [&](std::uint16_t tag, std::uint16_t permissions, std::uint32_t id) {
+      acl.append(reinterpret_cast<const char*>(&tag), sizeof(tag));
+      acl.append(reinterpret_cast<const char*>(&permissions), sizeof(permissions));
+      acl.append(reinterpret_cast<const char*>(&id), sizeof(id));
+    };
+    constexpr std::uint32_t none = 0xFFFFFFFF;
+    add(1, 6, none), add(2, user, 1234), add(4, 4, none), add(16, 6, none), add(32, 4, none);
+    return acl;
+  };
+  constexpr const char* key = "system.posix_acl_access";
+  std::vector<FileDescriptor> files;
+  for (const char* name : {"a", "b"}) {
+    const FileDescriptor& file =
+        files.emplace_back(::open(space.path(name).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    const std::string acl = acl_of(6);
+    if (fsetxattr(file.get(), key, acl.data(), acl.size(), 0) != 0) GTEST_SKIP() << "no ACLs here";
+  }
+  grant_no_more(rights_of(files[0].get(), "a"), files[1].get(), "b");
+  EXPECT_EQ(rights_of(files[1].get(), "b"), rights_of(files[0].get(), "a"));
+  // Of two that differ both are bounds, which a mode alone can say.
+  const std::string acl = acl_of(0);
+  ASSERT_EQ(fsetxattr(files[0].get(), key, acl.data(), acl.size(), 0), 0);
+  grant_no_more(rights_of(files[0].get(), "a"), files[1].get(), "b");
+  const Rights rights = rights_of(files[1].get(), "b");
+  EXPECT_TRUE(rights.acl.empty());
+  EXPECT_EQ(rights.mode, 0600u);
 }
 
 TEST(Headers, ComeAndGoWithoutAFile) {

@@ -31,8 +31,10 @@ struct {
   int renameat2_errno = 0;
   // Called with offset and length; the errno to fail with, or 0.
   std::function<int(off_t, off_t)> on_fallocate;
-  // Called once, when a directory has been made.
-  std::function<void()> after_mkdirat;
+  // Called once, when a directory has been made, and before a file is linked.
+  std::function<void()> after_mkdirat, before_linkat;
+  // Of the next flock.
+  int flock_errno = 0;
 } fake;
 
 }  // namespace
@@ -55,6 +57,16 @@ int mkdirat(int dirfd, const char* path, mode_t mode) noexcept {
   const auto result = static_cast<int>(syscall(SYS_mkdirat, dirfd, path, mode));
   if (result == 0 && fake.after_mkdirat) std::exchange(fake.after_mkdirat, nullptr)();
   return result;
+}
+
+int linkat(int olddir, const char* old, int newdir, const char* name, int flags) noexcept {
+  if (fake.before_linkat) std::exchange(fake.before_linkat, nullptr)();
+  return static_cast<int>(syscall(SYS_linkat, olddir, old, newdir, name, flags));
+}
+
+int flock(int fd, int operation) noexcept {
+  errno = std::exchange(fake.flock_errno, 0);
+  return errno != 0 ? -1 : static_cast<int>(syscall(SYS_flock, fd, operation));
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t length) {
@@ -201,6 +213,56 @@ TEST_F(Staging, ATakenNameLeavesNothing) {
   EXPECT_EQ(caught([&] { make("a", 2); }).errnum, EEXIST);
   EXPECT_EQ(space_.files(), std::vector<std::string>{"a"});
   EXPECT_EQ(info(space_.uri("a")).shape, Shape{1});
+}
+
+TEST_F(Staging, WhatTakesThePlaceOfAPrivateArrayIsPrivateBefore) {
+  make("a");
+  ASSERT_EQ(chmod(space_.path("a").c_str(), 0600), 0);
+  NewArray replacement(space_.uri("a"), {10}, Dtype("f8"), {.replace = true});
+  NewArray fresh(space_.uri("b"), {10}, Dtype("f8"), {.replace = true});
+  std::vector<mode_t> modes;
+  struct stat st;
+  for (const std::string& name : temporaries()) {
+    ASSERT_EQ(stat(space_.path(name).c_str(), &st), 0);
+    modes.push_back(st.st_mode & 0777);
+  }
+  std::ranges::sort(modes);
+  const mode_t mask = umask(0);
+  umask(mask);
+  EXPECT_EQ(modes, (std::vector<mode_t>{0600, 0666 & ~mask}));
+  replacement.publish();
+  fresh.publish();
+  ASSERT_EQ(stat(space_.path("a").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777, 0600u);
+  ASSERT_EQ(stat(space_.path("b").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777, 0666 & ~mask);
+}
+
+TEST_F(Staging, WhatComesJustBeforeItIsReplacedAsIfItHadBeenThere) {
+  fake.no_tmpfile = false;
+  fake.before_linkat = [&] { test::write_file(space_.path("a"), "junk"); };
+  EXPECT_EQ(caught([&] { make("a", 10, {.replace = true}); }).errnum, EINVAL);
+  EXPECT_EQ(test::read_file(space_.path("a")), "junk");
+  fake.before_linkat = [&] {
+    make("b", 3);
+    ASSERT_EQ(chmod(space_.path("b").c_str(), 0600), 0);
+  };
+  make("b", 10, {.replace = true});
+  EXPECT_EQ(info(space_.uri("b")).shape, Shape{10});
+  struct stat st;
+  ASSERT_EQ(stat(space_.path("b").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777, 0600u);
+}
+
+TEST_F(Staging, WhatAnotherSweepsAndMayNotRemoveIsRemoved) {
+  fake.flock_errno = EWOULDBLOCK;
+  make("a");
+  NewNamespace all(Name::directory(space_.uri("all")));
+  all.add("x", {3}, Dtype("f8"));
+  fake.flock_errno = EWOULDBLOCK;
+  all.publish();
+  EXPECT_TRUE(temporaries().empty());
+  EXPECT_EQ(list(space_.directory()).size(), 2u);
 }
 
 TEST_F(Staging, AFailedPublicationLeavesNothing) {

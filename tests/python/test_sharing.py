@@ -841,6 +841,29 @@ def test_a_full_store_leaves_nothing(name):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_lack_of_descriptors_leaves_nothing():
+    """Wherever on the way it comes."""
+    done = in_small_shm("8m", """
+        import os, resource, sharr, numpy as np
+        arrays = {f"x{i}": np.zeros(3) for i in range(20)} | {"s/t/y": np.zeros(3)}
+        used = len(os.listdir("/proc/self/fd"))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        failed = 0
+        for limit in range(used + 15, used + 40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+            try:
+                sharr.put_all("all", arrays)
+                sharr.delete_all("all")
+            except OSError as error:
+                assert error.errno == 24, error
+                failed += 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert os.listdir("/dev/shm") == [], limit
+        assert 5 < failed < 25, failed
+    """)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 # Waiting
 
 
