@@ -6,7 +6,8 @@ PEER_PYTHON has the package SharedArray, FLOOR is the program built from floor.c
 measured in rounds; in each, all sides run one after the other, so that a machine whose speed drifts
 does so for all. A ratio is the median over the rounds of ours divided by the other's: below 1, ours
 is faster. Runs in a mount namespace of its own, as root, with a /dev/shm of its own for each page
-size, so that nothing of the machine's is touched.
+size, so that nothing of the machine's is touched: huge=advise gives huge pages to who asks for them,
+as sharr does and no peer, huge=always to all.
 """
 
 import contextlib
@@ -42,9 +43,10 @@ for line in sys.stdin:
     print(sample(int(line)), flush=True)
 """
 
-# A sample() in a process of its own: what is first there is first.
+# A sample() in a process of its own: what is first there is first. repeats: in work().
 FRESH = """
 import os
+repeats = 1
 def sample(count):
     ends = os.pipe()
     if os.fork() == 0:
@@ -58,7 +60,7 @@ def sample(count):
     text = os.read(ends[0], 100)
     os.close(ends[0])
     os.wait()
-    return float(text)
+    return float(text) / repeats
 """
 
 
@@ -113,8 +115,13 @@ def plain(label, setup, statement=""):
 
 
 def floor(name, file="none"):
-    label = "floor" if name in ("attach", "create", "touch") else name
+    label = "floor" if name in ("attach", "attach-first", "create", "touch") else name
     return Side(label, [FLOOR, name, f"{SHM}/{file}"])
+
+
+def bare(label, name, path):
+    """A system call by itself, without Python around it."""
+    return Side(label, [FLOOR, name, path])
 
 
 def library(name):
@@ -123,10 +130,22 @@ def library(name):
 
 
 results = []
+now = ""  # which of ROWS is being measured
 
 
 def progress(text):
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    print(f"bench: {now}: {text}", file=sys.stderr, flush=True)
+
+
+def add(found):
+    results.append({"row": now.split()[0], **found})
+
+
+def single(what, value, limit, unit, text=""):
+    """A row of one number, in units, that has no other side."""
+    add({"what": what, "value": value, "unit": unit, "limit": limit})
+    met = "" if value <= limit else " missed"
+    print(f"| {what} | {value:.3g} {unit}{text} | – | – | – | ≤ {limit} {unit}{met} |", flush=True)
 
 
 def row(what, count, rounds, first, others, limits={}, twice=False):
@@ -162,7 +181,7 @@ def report(what, first, other, ratios, limit):
         "ratio": statistics.median(ratios), "quartiles": [ratios[quarter], ratios[-1 - quarter]],
         "limit": limit,
     }  # fmt: skip
-    results.append(found)
+    add(found)
     print(
         f"| {what} | {first.label} {duration(first.samples)} | {other.label} "
         f"{duration(other.samples)} | {found['ratio']:.2f} "
@@ -197,6 +216,7 @@ def shm(options):
 
 SMALL = "size=80%,nr_inodes=1m"
 HUGE = SMALL + ",huge=advise"
+ALWAYS = SMALL + ",huge=always"
 
 # Everybody's array of 1 KiB.
 MAKE = "sharr.create('a', 128, exist_ok=True)\n"
@@ -222,6 +242,37 @@ def load_side():
     return plain("np.load(mmap_mode)", SAVE, f"x = np.load('{SHM}/f.npy', mmap_mode='r+'); del x")
 
 
+def fresh(label, name, setup, make, attach, python=ME):
+    """Attaches 300 arrays that its process has not seen, so that their headers have to be read."""
+    setup = f"import contextlib\n{setup}\nnames = [{name!r}.format(i) for i in range(300)]\n"
+    setup += f"for n in names:\n    with contextlib.suppress(FileExistsError): {make}\n"
+    setup += f"def work():\n    for n in names: {attach}; del x\n{FRESH}repeats = len(names)\n"
+    return Side(label, [python, "-c", WORKER, setup, ""], ours=python == ME)
+
+
+def attach_first():
+    package = "import SharedArray as S", "S.create(n, 128)", "x = S.attach(n)"
+
+    def peers():
+        return [
+            fresh("SharedArray", "shm://theirs{}", *package, PEER),
+            fresh("shared_memory", "memory{}",
+                  "from multiprocessing import shared_memory\nimport numpy as np",
+                  "shared_memory.SharedMemory(n, True, 1024).close()",
+                  "x = shared_memory.SharedMemory(n); y = np.ndarray(128, float, x.buf); del y; x.close()"),
+            fresh("np.load(mmap_mode)", SHM + "/first{}.npy", "import numpy as np",
+                  "np.save(n, np.zeros(128))", "x = np.load(n, mmap_mode='r+')"),
+            floor("attach-first", "a"),
+        ]  # fmt: skip
+
+    row("attach, the first time", 300, 15,
+        fresh("sharr", "first{}", "import sharr", "sharr.create(n, 128)", "x = sharr.attach(n)"),
+        peers(), {"SharedArray": 1.15})  # fmt: skip
+    row("attach, drop-in, the first time", 300, 15,
+        fresh("SharedArray (ours)", "shm://first{}", *package), peers(),
+        {"SharedArray": 1.0, "shared_memory": 0.45, "np.load(mmap_mode)": 0.15})  # fmt: skip
+
+
 def attach():
     with shm(SMALL):
         row("attach", 300, 15, ours(MAKE, "x = sharr.attach('a'); del x"),
@@ -238,6 +289,7 @@ def attach():
             ours(MAKE + "held = sharr.attach('a'); time.sleep(0.1)", "x = sharr.attach('a'); del x"),
             [upstream(MAKE_UPSTREAM + "held = S.attach('shm://s')", "x = S.attach('shm://s'); del x")],
             {"SharedArray": 0.45})  # fmt: skip
+        attach_first()
 
 
 def create():
@@ -255,7 +307,9 @@ FILL = "x = {}; x[:] = 1; del x; {}"
 
 
 def fill():
-    for what, options, limit in (("huge pages", HUGE, 0.33), ("4 KiB pages", SMALL, 1.1)):
+    for what, options, limit in (
+        ("huge=advise", HUGE, 0.33), ("4 KiB pages", SMALL, 1.1), ("huge=always", ALWAYS, None)
+    ):  # fmt: skip
         with shm(options):
             row(f"create + fill 1 GiB, {what}", 1, 7,
                 ours("", FILL.format(f"sharr.create('n', {GIB}, 'u1')", "sharr.delete('n')")),
@@ -268,7 +322,7 @@ TOUCH = "x = {}; x[::4096] = 1; del x"
 
 def touch():
     with shm(HUGE):
-        row("attach + touch 1 GiB again, huge pages", 1, 7,
+        row("attach + touch 1 GiB again, huge=advise", 1, 7,
             ours(f"x = sharr.create('a', {GIB}, 'u1'); del x", TOUCH.format("sharr.attach('a')")),
             [upstream(f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = 1; del x",
                       TOUCH.format("S.attach('shm://o')")),
@@ -289,7 +343,7 @@ def sample(count):
 
 
 def put():
-    for what, options in (("huge pages", HUGE), ("4 KiB pages", SMALL)):
+    for what, options in (("huge=advise", HUGE), ("4 KiB pages", SMALL)):
         with shm(options):
             row(f"put 1 GiB, {what}", 1, 7,
                 ours(PUT.format("x = sharr.put('n', s); del x", "sharr.delete('n')")),
@@ -342,8 +396,8 @@ def import_():
     row("import SharedArray", 1, 15, importing("SharedArray", "SharedArray (ours)"),
         [importing("SharedArray", "SharedArray", PEER)])  # fmt: skip
     taken = {r["ours"]: statistics.median(r["ours_seconds"]) * 1e3 for r in results[-3:]}
-    print(f"\nBeyond import numpy: sharr {taken['sharr']:.1f} ms (limit 5), "
-          f"SharedArray (ours) {taken['SharedArray (ours)']:.1f} ms (limit 3)\n")  # fmt: skip
+    single("import sharr beyond NumPy", taken["sharr"], 5, "ms")
+    single("import SharedArray beyond NumPy", taken["SharedArray (ours)"], 3, "ms")
 
 
 @contextlib.contextmanager
@@ -402,9 +456,8 @@ def seen_rows(point):
         found.append(time.perf_counter() - start)
     found.sort()
     middle, late, last = (found[int(len(found) * part) - 1] * 1e3 for part in (0.5, 0.99, 1))
-    print(f"\nA rename beside the mount is seen through it after {middle:.2f} ms (median), "
-          f"{late:.2f} ms (99 of 100), {last:.2f} ms (at most) (limit 10)\n")  # fmt: skip
-    results.append({"what": "a change beside the mount is seen", "seconds": found})
+    single("a rename beside the mount is seen after", last, 10, "ms",
+           f" at most, {middle:.2f} median, {late:.2f} in 99 of 100")  # fmt: skip
 
 
 def mount_rows(point):
@@ -421,18 +474,16 @@ def mount_rows(point):
     # By time, so that less is better: at least 0.95 and 0.9 of the speed.
     pair("read 256 MiB in 1 MiB blocks", 1, "b = bytearray(1 << 20)\n",
          f"for o in range(0, {size}, 1 << 20): os.preadv(fd, [b], o)", 1.05)  # fmt: skip
-    pair("4 KiB random reads", 1,
-         "b = bytearray(4096); r = random.Random(1)\n"
-         f"at = [r.randrange(0, {size}, 4096) for _ in range(20000)]\n",
-         "for o in at: os.preadv(fd, [b], o)", 1.11)  # fmt: skip
+    row("4 KiB random reads", 20_000, 15, bare("mount", "read-4k", f"{point}/big"),
+        [bare("tmpfs", "read-4k", f"{SHM}/big")], {"tmpfs": 1.11})  # fmt: skip
     pair("mmap faults", 1, "import numpy as np\n",
          f"m = mmap.mmap(fd, {size}); v = np.frombuffer(m, 'u1'); v[::4096].sum(); del v; m.close()",
          1.11)  # fmt: skip
     pair("in-place writes of 1 MiB", 1, "b = bytes(1 << 20)\n",
          f"for o in range(4096, {size} - (1 << 20), 1 << 20): os.pwrite(fd, b, o)", 1.11)  # fmt: skip
     make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
-    row("stat", 300, 15, ours(make, f"os.stat('{point}/a')", "mount"),
-        [ours(make, f"os.stat('{SHM}/a')", "tmpfs")], {"tmpfs": 1.15})  # fmt: skip
+    row("stat", 10_000, 15, bare("mount", "stat", f"{point}/big"),
+        [bare("tmpfs", "stat", f"{SHM}/big")], {"tmpfs": 1.15})  # fmt: skip
 
     def against_empty(what, setup, statement=""):
         """Against the round trip of an empty request: statfs, which the kernel never answers."""
@@ -474,7 +525,6 @@ def memory_rows(point, daemon):
     listing.measure(10)
     library = resident(listing.process.pid) - before
     listing.close()
-    results.append({"what": "library's memory", "bytes": library})
     found = [resident(daemon)]
     for _ in range(30):
         with open("/proc/sys/vm/drop_caches", "w") as file:
@@ -484,10 +534,9 @@ def memory_rows(point, daemon):
         subprocess.run(["ls", "-l", f"{point}/many"], stdout=subprocess.DEVNULL, check=True)
         found.append(resident(daemon))
     first, most, last = (n / (1 << 20) for n in (found[0], max(found), found[-1]))
-    print(f"\nMemory with 10,000 arrays seen: a process that lists them {library / (1 << 20):.1f} MiB "
-          f"more; the daemon {first:.1f} MiB,\nover 300,000 look-ups more at most {most:.1f}, at last "
-          f"{last:.1f} (limit 32)\n")  # fmt: skip
-    results.append({"what": "daemon's memory", "bytes": found})
+    single("memory of a process that lists 10,000", library / (1 << 20), 32, "MiB")
+    single("memory of the daemon with 10,000 seen", most, 32, "MiB",
+           f" at most, {first:.1f} at first, {last:.1f} after 300,000 look-ups")  # fmt: skip
 
 
 curves = {}  # by panel of a plot: its axes' names and, by label, points
@@ -523,8 +572,9 @@ def growth():
                 ours(stat.format(SHM), "os.stat(next(at))", "tmpfs")], scale=1e6)  # fmt: skip
     for number in (1, 100, 10_000, 100_000):
         first, others = list_pair(number)
-        curve("list", "arrays", "µs for each", number, 1, [first, *others], scale=1e6 / number)
-    for options, label in ((HUGE, "huge pages"), (SMALL, "4 KiB pages")):
+        curve("list", "arrays", "µs for each", number, max(1, 300 // number), [first, *others],
+              scale=1e6 / number)  # fmt: skip
+    for options, label in ((HUGE, "huge=advise"), (SMALL, "4 KiB pages")):
         with shm(options):
             for size in (1 << shift for shift in range(10, 31, 4)):
                 made = f"x = sharr.create('n', {size}, 'u1'); del x; sharr.delete('n')"
@@ -551,7 +601,7 @@ def growth():
         for label, line in panel["lines"].items():
             cells = " | ".join(f"{at:,}: {cost:.3g}" for at, cost in line)
             print(f"| {name} | {panel['y']} by {panel['x']} | {label} | {cells} |")
-    results.append({"what": "growth", "panels": curves})
+    add({"what": "growth", "panels": curves})
 
 
 ROWS = {
@@ -575,35 +625,47 @@ def machine():
     }  # fmt: skip
 
 
-def draw():
+COLORS = {"ours is faster": "tab:blue", "the other is": "tab:gray", "limit missed": "tab:red"}
+
+
+def draw(rows):
     """The ratios, as bars from 1: to the left ours is faster."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import lines, patches, pyplot
 
-    rows = [r for r in results if "ratio" in r][::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
+    rows = [r for r in rows if "ratio" in r][::-1]
+    figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.28 * len(rows)), layout="constrained")
+    mark = {"color": "tab:orange", "marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}
     for y, found in enumerate(rows):
         missed = found["limit"] is not None and found["ratio"] > found["limit"]
-        color = "tab:red" if missed else "tab:blue" if found["ratio"] <= 1 else "tab:gray"
-        axes.barh(y, found["ratio"] - 1, left=1, color=color)
+        kind = "limit missed" if missed else "ours is faster" if found["ratio"] <= 1 else "the other is"
+        axes.barh(y, found["ratio"] - 1, left=1, color=COLORS[kind])
         axes.plot(found["quartiles"], [y, y], color="black", linewidth=1)
         if found["limit"] is not None:
-            axes.plot(found["limit"], y, marker="|", color="tab:orange", markersize=9, markeredgewidth=2)
+            axes.plot(found["limit"], y, **mark)
     axes.set_xscale("log")
+    ticks = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+    axes.set_xticks(ticks, map(str, ticks)), axes.set_xticks([], minor=True)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{r['what']}: {r['ours']} / {r['other']}" for r in rows])
-    axes.set_xlabel("time of ours / time of the other (below 1 ours is faster; orange: the limit)")
+    axes.set_xlabel("time of ours / time of the other")
+    keys = [patches.Patch(color=color, label=kind) for kind, color in COLORS.items()]
+    keys.append(lines.Line2D([], [], label="limit", **mark))
+    keys.append(lines.Line2D([], [], color="black", linewidth=1, label="half of the rounds"))
+    axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.2, 1), ncols=len(keys), fontsize="small")
     for suffix in ("png", "svg"):
         figure.savefig(os.path.join(OUTPUT, f"ratios.{suffix}"), dpi=120)
+    pyplot.close(figure)
 
 
-def draw_growth():
+def draw_growth(panels):
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained")
-    for axis, (name, panel) in zip(axes, curves.items()):
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axis, (name, panel) in zip(axes, panels.items()):
         for label, line in panel["lines"].items():
             axis.plot(*zip(*line), marker="o", markersize=3, label=label)
         if name == "create + delete":  # over as many decades as bytes
@@ -617,22 +679,43 @@ def draw_growth():
         figure.savefig(os.path.join(OUTPUT, f"growth.{suffix}"), dpi=120)
 
 
+def save(about, others):
+    """Writes what has been measured until now beside what other rows have left there."""
+    rows = sorted(results + others, key=lambda found: list(ROWS).index(found["row"]))
+    with open(os.path.join(OUTPUT, "results.json"), "w") as file:
+        json.dump({"machine": about, "rows": rows}, file, indent=1)
+    draw(rows)
+    for found in rows:
+        if "panels" in found:
+            draw_growth(found["panels"])
+
+
+def left(about, names):
+    """What other rows have left, on the same machine."""
+    with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+        with open(os.path.join(OUTPUT, "results.json")) as file:
+            found = json.load(file)
+        if found["machine"] == about:
+            return [r for r in found["rows"] if r["row"] in ROWS and r["row"] not in names]
+    return []
+
+
 def main(names):
+    global now
     unknown = set(names) - set(ROWS)
     if unknown:
         sys.exit(f"bench: no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     about = machine()
     print(" · ".join(f"{key} {value}" for key, value in about.items()) + "\n")
     print("| what | ours | other | ratio | quartiles | limit |\n| --- | --- | --- | --- | --- | --- |")
-    for name in names or ROWS:
-        ROWS[name]()
+    names = names or list(ROWS)
+    others = left(about, names)
     os.makedirs(OUTPUT, exist_ok=True)
-    with open(os.path.join(OUTPUT, "results.json"), "w") as file:
-        json.dump({"machine": about, "rows": results}, file, indent=1)
-    draw()
-    if curves:
-        draw_growth()
-    progress(f"wrote results.json and plots to {OUTPUT}")
+    for i, name in enumerate(names):
+        now = f"{name} ({i + 1} of {len(names)})"
+        ROWS[name]()
+        save(about, others)
+    progress(f"results.json and plots are in {OUTPUT}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,12 +52,13 @@ char* populated_memory() {
   return base;
 }
 
-void attach(const std::string& path) {
-  struct stat st;
+// first: of what this process has not read before.
+void attach(const std::string& path, bool first) {
+  struct statx st;
   char head[page];
   const int fd = check(open(path.c_str(), O_RDWR | O_CLOEXEC), "open");
-  check(fstat(fd, &st), "fstat");
-  check(pread(fd, head, sizeof(head), 0), "pread");
+  check(statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &st), "statx");
+  if (first) check(pread(fd, head, sizeof(head), 0), "pread");
   char* const base = map(fd, small);
   close(fd);
   munmap(base, small);
@@ -89,6 +91,20 @@ void library_create_and_delete(const std::string& path) {
   sharr::remove(path);
 }
 
+void look(const std::string& path) {
+  struct stat st;
+  check(stat(path.c_str(), &st), "stat");
+}
+
+// 4 KiB at random places of a file of 256 MiB.
+void read_pages(const std::string& path) {
+  static const int fd = check(open(path.c_str(), O_RDONLY | O_CLOEXEC), "open");
+  static std::minstd_rand random(1);
+  char buffer[page];
+  const auto at = static_cast<off_t>(random() % (gib / 4 / page) * page);
+  check(pread(fd, buffer, sizeof(buffer), at), "pread");
+}
+
 void touch(const std::string& path) {
   const int fd = check(open(path.c_str(), O_RDWR | O_CLOEXEC), "open");
   char* const base = map(fd, page + gib);
@@ -114,10 +130,13 @@ int main(int argc, char** argv) {
   char* from = nullptr;
   char* to = nullptr;
   const std::map<std::string, std::function<void()>> rows = {
-      {"attach", [&] { attach(path); }},
+      {"attach", [&] { attach(path, false); }},
+      {"attach-first", [&] { attach(path, true); }},
       {"create", [&] { create_and_delete(path); }},
       {"library-attach", [&] { library_attach(path); }},
       {"library-create", [&] { library_create_and_delete("shm://library"); }},
+      {"stat", [&] { look(path); }},
+      {"read-4k", [&] { read_pages(path); }},
       {"touch", [&] { touch(path); }},
       {"memcpy", [&] { copy(to, from, 1); }},
       {"memcpy-threads",
