@@ -728,16 +728,27 @@ void FileSystem::set_replaced(Writing& writing, Replaced old) {
   writing.replaces = std::move(old);
 }
 
-// The array to be replaced has these rights now. Those that it has got since it was known are meant
-// for what has its name; otherwise what the draft has of its own stays. publishing_ is held.
+// The array to be replaced has these rights now. What it has got since it was known is meant for
+// what has its name; otherwise what the draft has of its own stays. publishing_ is held.
 void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const std::string& uri) {
-  const bool changed = now != writing.replaces->rights;
-  if (!changed && writing.rights_set) return;
-  if (!changed && writing.created) {
-    sharr::grant_no_more(now, writing.draft.fd(), uri);
-  } else if (!sharr::inherit(now, writing.draft.fd(), uri)) {
-    throw sharr::Error(EPERM, uri);
+  const int fd = writing.draft.fd();
+  const sharr::Rights& before = writing.replaces->rights;
+  const bool same_mode = now.mode == before.mode && now.acl == before.acl;
+  if (same_mode && writing.created && (writing.set & FUSE_SET_ATTR_MODE) == 0) {
+    sharr::grant_no_more(now, fd, uri);
   }
+  const sharr::Rights own = sharr::rights_of(fd, uri);
+  const auto keeps = [&](int what, bool same) {
+    return same && (writing.created || (writing.set & what) != 0);
+  };
+  const bool mode = keeps(FUSE_SET_ATTR_MODE, same_mode);
+  const sharr::Rights rights{
+      .uid = keeps(FUSE_SET_ATTR_UID, now.uid == before.uid) ? own.uid : now.uid,
+      .gid = keeps(FUSE_SET_ATTR_GID, now.gid == before.gid) ? own.gid : now.gid,
+      .mode = mode ? own.mode : now.mode,
+      .acl = mode ? own.acl : now.acl,
+      .default_acl = {}};
+  if (rights != own && !sharr::inherit(rights, fd, uri)) throw sharr::Error(EPERM, uri);
 }
 
 // What is to take the place of an array, which is open as old (O_PATH).
@@ -782,6 +793,7 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   } else {  // gone since the kernel looked; see go_on_overwriting()
     const AsCaller caller(request);
     writing = std::make_shared<Writing>(directory.get(), uri, mode_t{0600}, *fuse_req_ctx(request));
+    writing->overwrites = true;
   }
   const NodePtr draft = start_writing(parent, name, std::move(writing));
   const std::lock_guard lock(mutex_);
@@ -797,25 +809,48 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
                                    int access) {
   const auto [parent, name] = place_of(draft);
   const std::lock_guard order(publishing_);
+  writing.overwrites = false;
   if (writing.replaces) return;
   const FileDescriptor fd = open_to_overwrite(open_directory(parent).get(), name, request, access);
   // Without it it is gone again: a new one, of the caller alone.
   if (fd) set_replaced(writing, Replaced(fd.get()));
 }
 
-// A draft is about to get rights of its own, which build upon those that the array to be replaced
-// has got until now.
-void FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
+// A draft is about to get rights of its own, some of FUSE_SET_ATTR_UID, _GID and _MODE, which build
+// upon those that the array to be replaced has got until now. Returns which are the first of their
+// kind.
+int FileSystem::set_rights(const NodePtr& draft, Writing& writing, int rights) {
   const auto [parent, name] = place_of(draft);
   const std::lock_guard order(publishing_);
-  if (!writing.replaces) return;
-  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
-  if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
-  if (!fd) return;
-  Replaced now(fd.get());
-  if (!now.same(*writing.replaces)) return;
-  take_rights(writing, now.rights, prefix_of(parent) + name);
-  writing.replaces = std::move(now);
+  if (writing.replaces) {
+    const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+    if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
+    std::optional<Replaced> now;
+    if (fd) now.emplace(fd.get());
+    if (now && now->same(*writing.replaces)) {
+      take_rights(writing, now->rights, prefix_of(parent) + name);
+      writing.replaces = std::move(now);
+    }
+  }
+  const int first = rights & ~writing.set;
+  writing.set |= rights;
+  return first;
+}
+
+// They have not come about.
+void FileSystem::unset_rights(Writing& writing, int rights) {
+  const std::lock_guard order(publishing_);
+  writing.set &= ~rights;
+}
+
+// An array has got such rights by its name: a word later than what its drafts have got until now.
+void FileSystem::outdate_rights(const struct stat& array, int rights) {
+  const std::lock_guard order(publishing_);
+  const std::lock_guard lock(mutex_);
+  for (const NodePtr& draft : drafts_) {
+    Writing& writing = *draft->writing;
+    if (writing.replaces && writing.replaces->key == key_of(array)) writing.set &= ~rights;
+  }
 }
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
@@ -981,7 +1016,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
   const auto is_his = [&] { return may(request, directory.get(), W_OK | X_OK); };
   const auto give = [&] {
-    if (!writing.rights_set) give_to(request, writing.draft.fd(), directory.get());
+    if (writing.set == 0) give_to(request, writing.draft.fd(), directory.get());
   };
   // May be the last to hold an array: to free that takes time, and no lock.
   std::vector<FileDescriptor> seen;
@@ -1056,19 +1091,22 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       // Of those that nobody has open any more the one that was closed last is to stay.
       const bool earlier = next.left != 0 && (writing.left == 0 || next.left < writing.left);
       if (!same || !here || earlier) continue;
-      // Rights that the old one had got meanwhile by its name stay a change; so does an owner or a
-      // group that this one has got, to what has none of its own.
-      const auto owner = [](const sharr::Rights& of) { return std::pair(of.uid, of.gid); };
-      const struct stat own = stat_of(next.draft.fd());
-      const bool change =
-          replaces && (next.replaces->rights != replaces->rights ||
-                       (owner(made->rights) != owner(replaces->rights) &&
-                        own.st_uid == replaces->rights.uid && own.st_gid == replaces->rights.gid));
-      sharr::Rights rights = change ? next.replaces->rights : made->rights;
-      // Not what was begun to overwrite, and is not open yet.
-      if (!next.replaces && (!other->handles.empty() || next.left != 0)) next.created = true;
+      if (!next.replaces && !next.overwrites) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
-      next.replaces->rights = std::move(rights);
+      if (!replaces) continue;
+      // What the old one had got meanwhile by its name stays a change; so does a new group, and all
+      // that comes with a new owner, unless the other has one of its own.
+      const sharr::Rights &known = outdated.back()->rights, &was = replaces->rights;
+      const auto moved = [&](auto sharr::Rights::*part, int what) {
+        return made->rights.*part != was.*part && (next.set & what) == 0;
+      };
+      const bool given = moved(&sharr::Rights::uid, FUSE_SET_ATTR_UID);
+      const auto keep = [&](auto sharr::Rights::*part, bool change) {
+        if (change || known.*part != was.*part) next.replaces->rights.*part = known.*part;
+      };
+      keep(&sharr::Rights::uid, given);
+      keep(&sharr::Rights::gid, given || moved(&sharr::Rights::gid, FUSE_SET_ATTR_GID));
+      keep(&sharr::Rights::mode, given), keep(&sharr::Rights::acl, given);
     }
     node->writing.reset();
     ++parent->changes;

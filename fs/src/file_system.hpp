@@ -189,7 +189,9 @@ class FileSystem {
                                 const fuse_ctx& caller);
   void start_overwriting(const NodePtr& node, fuse_req_t request, int access);
   void go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request, int access);
-  void catch_up(const NodePtr& draft, Writing& writing);
+  int set_rights(const NodePtr& draft, Writing& writing, int rights);
+  void unset_rights(Writing& writing, int rights);
+  void outdate_rights(const struct stat& array, int rights);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);

@@ -91,14 +91,18 @@ struct FileSystem::Writing {
   // Replaces what has been created after it, so that it keeps what is more private of its own
   // rights, until that gets others by its name. Likewise.
   bool created = false;
+  // Begun to overwrite what was gone at that moment, and not opened yet. Likewise.
+  bool overwrites = false;
+  // What it has got of its own of owner, group and mode (FUSE_SET_ATTR_UID, _GID, _MODE), since
+  // what it replaces has got that by its name on the mount. Likewise.
+  int set = 0;
   std::uint64_t left = 0;  // by when nobody had it open any more, in order. Guarded by mutex_
 
   std::mutex mutex;  // guards what follows, and the draft's way to its name
   // A header alone stands for an array of zeros if whoever writes can also read, as NumPy's
   // open_memmap does. Who cannot, as cp, has lost the data.
   bool declared = false;
-  bool rights_set = false;  // has got an owner or a mode of its own
-  bool grown = false;       // has got memory that nobody may have written to
+  bool grown = false;  // has got memory that nobody may have written to
   bool published = false;
   bool killed = false;   // so was the last to close it
   bool refused = false;  // and the last to close it was told so

@@ -166,11 +166,11 @@ struct FileSystem::Operations {
             fail(errno);
           }
           // First, because the draft may be published meanwhile.
-          bool newly_set = false;
-          if ((to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE)) != 0) {
+          const int rights = to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_MODE);
+          int first = 0;
+          if (rights != 0) {
             if (const Unpublished draft = fs.unpublished(node)) {
-              fs.catch_up(node, *draft);
-              newly_set = !std::exchange(draft->rights_set, true);
+              first = fs.set_rights(node, *draft, rights);
             }
           }
           try {
@@ -188,11 +188,10 @@ struct FileSystem::Operations {
             }
             if (any && utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) fail(errno);
           } catch (const std::system_error&) {
-            if (const Unpublished draft = fs.unpublished(node); draft && newly_set) {
-              draft->rights_set = false;
-            }
+            if (const Unpublished draft = fs.unpublished(node)) fs.unset_rights(*draft, first);
             throw;
           }
+          if (rights != 0 && !fs.unpublished(node)) fs.outdate_rights(st, rights);
           st = fs.presented(fs.stat_node(node));
           {
             const std::lock_guard lock(fs.mutex_);

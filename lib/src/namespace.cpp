@@ -126,7 +126,6 @@ struct NewNamespace::State {
   const Name given;
   const Name name;
   std::vector<std::pair<std::string, NewArray>> arrays;
-  bool failed = false;  // to be published; then there are none any more
 
   // Where the arrays are until then: under shm:// not in a namespace, which might go.
   Place staging_place() const {
@@ -181,7 +180,6 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
 
 void NewNamespace::publish() {
   const Name& name = state_->name;
-  if (state_->failed) throw Error(EINVAL, state_->given.given(), "failed before; put it anew");
   Place place;
   Temporary temporary;
   // Somebody may remove the namespace above before anything is in it.
@@ -225,13 +223,16 @@ void NewNamespace::publish() {
       throw Error(taken ? EEXIST : errno, state_->given.given());
     }
   } catch (...) {
-    state_->failed = true;
-    state_->arrays.clear();  // want of descriptors may be why
-    try {
-      detail::remove_arrays(place.at(), temporary.name);
-    } catch (const Error&) {  // it is gone with what it was in
-      temporary.fd = FileDescriptor();
+    // Without another descriptor, of which there may be none.
+    for (const auto& [leaf, array] : state_->arrays) {
+      unlinkat(temporary.fd.get(), leaf.c_str(), 0);
+      for (std::size_t end = leaf.rfind('/'); end != std::string::npos;) {
+        const std::string above = leaf.substr(0, end);
+        unlinkat(temporary.fd.get(), above.c_str(), AT_REMOVEDIR);
+        end = above.rfind('/');
+      }
     }
+    unlinkat(place.at(), temporary.name.c_str(), AT_REMOVEDIR);
     detail::unmake(place.made);
     throw;
   }

@@ -230,15 +230,22 @@ Array create(const Name& name, const Shape& shape, const Dtype& dtype,
     } catch (const Error& error) {
       if (error.errnum() != ENOENT) throw;
     }
-    try {
-      return make();
-    } catch (const Error& error) {
-      // Somebody was quicker, and theirs is as good. But for ever there may be a symbolic link to
-      // nothing, or what a mount does not show.
-      if (error.errnum() != EEXIST || tries == detail::max_tries) throw;
-      detail::rights_of_array(detail::behind_mount(name));
-      if (options.on_signal) options.on_signal();
+    // Something may be there all the same, and for ever: a symbolic link to nothing, or what a
+    // mount does not show.
+    const Name behind = detail::behind_mount(name);
+    struct stat st;
+    if (lstat(behind.path().c_str(), &st) == 0) {
+      detail::rights_of_array(behind);
+      if (tries == detail::max_tries) throw Error(EEXIST, name.given());
+    } else {
+      try {
+        return make();
+      } catch (const Error& error) {
+        // Somebody was quicker, and theirs is as good.
+        if (error.errnum() != EEXIST || tries == detail::max_tries) throw;
+      }
     }
+    if (options.on_signal) options.on_signal();
   }
 }
 

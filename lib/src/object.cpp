@@ -412,6 +412,8 @@ std::vector<Listing::Item> read_items(int dirfd, std::string_view prefix, bool& 
   std::vector<Listing::Item> items;
   items.reserve(order.size());
   for (const auto& [start, batch, i] : order) {
+    // While others rename, the kernel may tell a name more than once.
+    if (!items.empty() && items.back().name == batch->items[i].name) continue;
     items.push_back(std::move(batch->items[i]));
     if (stats != nullptr) stats->push_back(batch->stats[i]);
   }

@@ -909,11 +909,6 @@ py::tuple describe_all() {
     return sharr::list_shared(directory);
   }();
   const std::size_t prefix = directory.uri().size();
-  // No garbage comes of this, for which Python would look every 700 objects.
-  const int collects = PyGC_Disable();
-  const std::unique_ptr<const int, void (*)(const int*)> again(&collects, [](const int* before) {
-    if (*before != 0) PyGC_Enable();
-  });
   py::list result;
   const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
   py::object scalar_type;
@@ -931,6 +926,7 @@ py::tuple describe_all() {
       PyStructSequence_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
+      PyObject_GC_UnTrack(desc.ptr());  // in no cycle, and of many to be looked at every 700
       result.append(desc);
     } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
     }

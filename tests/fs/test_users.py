@@ -526,6 +526,65 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
             is_now(there, 2, M, M, 0o600)
             os.chown(x, N, N), os.chmod(x, 0o640)
     """, id="nor is it the former owner's if root has written it meanwhile"),
+    pytest.param("""
+        for mode in (0o666, 0o644):
+            put(there, 0, mode)
+            fds = [opened(x, 2.0), opened(x, 3.0)]
+            os.fchmod(fds[1], 0o600)
+            os.fchown(fds[0], -1, 55), os.close(fds[0])
+            is_now(there, 2, 0, 55, mode)
+            os.close(fds[1])
+            is_now(there, 3, 0, 55, 0o600)
+        put(there, N, 0o644)
+        with acting_as(N):
+            fd = opened(x)
+            os.fchmod(fd, 0o600)
+        other = opened(x, 3.0)
+        os.fchown(other, M, M), os.close(other)
+        os.chown(x, -1, 55)
+        with acting_as(N):
+            os.close(fd)
+        is_now(there, 2, M, 55, 0o600)
+    """, id="its mode stays when what it replaces gets another owner or group"),
+    pytest.param("""
+        fds = [created(x, mode, float(mode)) for mode in (0o600, 0o644, 0o644)]
+        os.fchown(fds[1], -1, 55)
+        for fd in fds[::-1]:
+            os.close(fd)
+        is_now(there, 0o600, 0, 55, 0o600)
+        os.unlink(x)
+        fds = [created(x, mode, float(mode)) for mode in (0o600, 0o644)]
+        os.fchown(fds[1], -1, 55)
+        os.close(fds[0]), os.close(fds[1])
+        is_now(there, 0o644, 0, 55, 0o600)
+    """, id="so does that of what is created"),
+    pytest.param("""
+        put(there, N, 0o600)
+        with acting_as(N):
+            for modes in ((0o600,), (0o640, 0o600)):
+                fd = opened(x)
+                os.fchmod(fd, 0o644)
+                for mode in modes:
+                    os.chmod(x, mode)
+                os.close(fd)
+                is_now(there, 2, N, N, 0o600)
+    """, id="the last word may be the one that was said before"),
+    pytest.param("""
+        put(there, N, 0o644)
+        with acting_as(N):
+            fds = [opened(x, 2.0), opened(x, 3.0)]
+            os.fchown(fds[1], -1, N)
+            os.fchmod(fds[0], 0o600)
+            os.close(fds[0]), os.close(fds[1])
+        is_now(there, 3, N, N, 0o600)
+        os.chmod(x, 0o640)
+        fd = opened(x)
+        os.fchown(fd, -1, 55)
+        other = opened(x, 3.0)
+        os.fchown(other, M, M), os.fchmod(other, 0o600), os.close(other)
+        os.close(fd)
+        is_now(there, 2, M, M, 0o600)
+    """, id="a group of its own is no mode and no owner of its own"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world
@@ -546,7 +605,7 @@ def test_two_created_and_closed_at_once_out_of_sight(name):
         def drafts():
             with contextlib.suppress(FileNotFoundError):  # closed since
                 files = pathlib.Path(f"/proc/{pid}/fd").iterdir()
-                return sum(os.readlink(file).startswith(f"{SHM}/#") for file in files)
+                return sum(os.readlink(file).startswith(f"{behind}/#") for file in files)
             return 1
 
         for _ in range(400):

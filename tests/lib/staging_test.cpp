@@ -254,6 +254,17 @@ TEST_F(Staging, WhatComesJustBeforeItIsReplacedAsIfItHadBeenThere) {
   EXPECT_EQ(st.st_mode & 0777, 0600u);
 }
 
+TEST_F(Staging, ALinkToNothingIsNoReasonToTakeMemory) {
+  std::filesystem::create_symlink("nowhere", space_.path("link"));
+  fake.on_fallocate = [](off_t, off_t) {
+    ADD_FAILURE() << "was tried";
+    return ENOSPC;
+  };
+  EXPECT_EQ(
+      caught([&] { create(space_.path("link"), {1}, Dtype("f8"), {.exist_ok = true}); }).errnum,
+      EEXIST);
+}
+
 TEST_F(Staging, WhatAnotherSweepsAndMayNotRemoveIsRemoved) {
   fake.flock_errno = EWOULDBLOCK;
   make("a");

@@ -845,21 +845,26 @@ def test_a_lack_of_descriptors_leaves_nothing():
     """Wherever on the way it comes."""
     done = in_small_shm("8m", """
         import os, resource, sharr, numpy as np
-        arrays = {f"x{i}": np.zeros(3) for i in range(20)} | {"s/t/y": np.zeros(3)}
-        used = len(os.listdir("/proc/self/fd"))
+        x = np.zeros(3)
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        failed = 0
-        for limit in range(used + 15, used + 40):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
-            try:
-                sharr.put_all("all", arrays)
-                sharr.delete_all("all")
-            except OSError as error:
-                assert error.errno == 24, error
-                failed += 1
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            assert os.listdir("/dev/shm") == [], limit
-        assert 5 < failed < 25, failed
+        used = len(os.listdir("/proc/self/fd")) - 1
+        for name in ("all", "of/them/all"):
+            for arrays in ({"x": x}, {"x": x, "y": x}, {"a/b/c/x": x}, {"a/b/x": x, "a/c/x": x, "a/x": x},
+                           {f"x{i}": x for i in range(20)}):
+                for more in range(40):
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+                    try:
+                        sharr.put_all(name, arrays)
+                    except OSError as error:
+                        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+                        assert error.errno == 24, error
+                        assert os.listdir("/dev/shm") == [], (name, arrays, more)
+                    else:
+                        break
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+                assert 2 < more < 39, more
+                sharr.delete_all(name.split("/")[0])
+                assert os.listdir("/dev/shm") == []
     """)  # fmt: skip
     assert done.returncode == 0, done.stderr
 

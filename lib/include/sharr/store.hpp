@@ -180,7 +180,9 @@ struct CreateOptions {
   // Take the name of an existing array, in one step and with its mode, ACL and, as far as this
   // process may give files away, owner; where the group cannot be kept, without the ACL, and the new
   // group and others may do what both could. Those attached to it keep it. What is no array is not
-  // replaced.
+  // replaced. So says a look just before: what another process puts there between that and the
+  // rename goes, whatever it is. Where there is no O_TMPFILE and the old array goes meanwhile, the new
+  // one is its owner's alone.
   bool replace = false;
   // Called by the calling thread when a signal interrupts the reservation of memory, and after
   // every 64 MiB or less of a large one. May throw to give up.
