@@ -733,22 +733,23 @@ void FileSystem::set_replaced(Writing& writing, Replaced old) {
 void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const std::string& uri) {
   const int fd = writing.draft.fd();
   const sharr::Rights& before = writing.replaces->rights;
-  const bool same_mode = now.mode == before.mode && now.acl == before.acl;
-  if (same_mode && writing.created && (writing.set & FUSE_SET_ATTR_MODE) == 0) {
-    sharr::grant_no_more(now, fd, uri);
-  }
   const sharr::Rights own = sharr::rights_of(fd, uri);
-  const auto keeps = [&](int what, bool same) {
-    return same && (writing.created || (writing.set & what) != 0);
-  };
-  const bool mode = keeps(FUSE_SET_ATTR_MODE, same_mode);
-  const sharr::Rights rights{
-      .uid = keeps(FUSE_SET_ATTR_UID, now.uid == before.uid) ? own.uid : now.uid,
-      .gid = keeps(FUSE_SET_ATTR_GID, now.gid == before.gid) ? own.gid : now.gid,
-      .mode = mode ? own.mode : now.mode,
-      .acl = mode ? own.acl : now.acl,
-      .default_acl = {}};
-  if (rights != own && !sharr::inherit(rights, fd, uri)) throw sharr::Error(EPERM, uri);
+  const auto has = [&](int what) { return (writing.set & what) != 0; };
+  sharr::Rights rights = now;
+  if (has(FUSE_SET_ATTR_UID) && now.uid == before.uid) rights.uid = own.uid;
+  if (has(FUSE_SET_ATTR_GID) && now.gid == before.gid) rights.gid = own.gid;
+  const bool same_mode = now.mode == before.mode && now.acl == before.acl;
+  if (same_mode && (has(FUSE_SET_ATTR_MODE) || writing.created)) {
+    // A group that is not to be had stays what it was when the mode was set.
+    if ((own.uid != rights.uid || own.gid != rights.gid) &&
+        fchown(fd, rights.uid, rights.gid) != 0 && own.uid != rights.uid) {
+      throw sharr::Error(EPERM, uri);
+    }
+    if (writing.given || !has(FUSE_SET_ATTR_MODE)) sharr::grant_no_more(rights, fd, uri);
+  } else if (rights != own && !sharr::inherit(rights, fd, uri)) {
+    throw sharr::Error(EPERM, uri);
+  }
+  writing.given = false;
 }
 
 // What is to take the place of an array, which is open as old (O_PATH).
@@ -844,12 +845,23 @@ void FileSystem::unset_rights(Writing& writing, int rights) {
 }
 
 // An array has got such rights by its name: a word later than what its drafts have got until now.
-void FileSystem::outdate_rights(const struct stat& array, int rights) {
+void FileSystem::outdate_rights(int array, int rights) {
+  const Replaced now(array);
   const std::lock_guard order(publishing_);
-  const std::lock_guard lock(mutex_);
-  for (const NodePtr& draft : drafts_) {
-    Writing& writing = *draft->writing;
-    if (writing.replaces && writing.replaces->key == key_of(array)) writing.set &= ~rights;
+  std::vector<WritingPtr> drafts;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const NodePtr& draft : drafts_) drafts.push_back(draft->writing);
+  }
+  for (const WritingPtr& writing : drafts) {
+    if (!writing->replaces || !writing->replaces->same(now)) continue;
+    writing->set &= ~rights;
+    if ((rights & FUSE_SET_ATTR_MODE) != 0) writing->created = false;
+    try {
+      take_rights(*writing, now.rights, "");
+      writing->replaces->rights = now.rights;
+    } catch (const std::system_error&) {  // whoever closes it will hear
+    }
   }
 }
 
@@ -1094,19 +1106,14 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       if (!next.replaces && !next.overwrites) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
       if (!replaces) continue;
-      // What the old one had got meanwhile by its name stays a change; so does a new group, and all
-      // that comes with a new owner, unless the other has one of its own.
+      // What the old one had got meanwhile by its name stays a change.
       const sharr::Rights &known = outdated.back()->rights, &was = replaces->rights;
-      const auto moved = [&](auto sharr::Rights::*part, int what) {
-        return made->rights.*part != was.*part && (next.set & what) == 0;
+      const auto keep = [&](auto sharr::Rights::*part) {
+        if (known.*part != was.*part) next.replaces->rights.*part = known.*part;
       };
-      const bool given = moved(&sharr::Rights::uid, FUSE_SET_ATTR_UID);
-      const auto keep = [&](auto sharr::Rights::*part, bool change) {
-        if (change || known.*part != was.*part) next.replaces->rights.*part = known.*part;
-      };
-      keep(&sharr::Rights::uid, given);
-      keep(&sharr::Rights::gid, given || moved(&sharr::Rights::gid, FUSE_SET_ATTR_GID));
-      keep(&sharr::Rights::mode, given), keep(&sharr::Rights::acl, given);
+      keep(&sharr::Rights::uid), keep(&sharr::Rights::gid);
+      keep(&sharr::Rights::mode), keep(&sharr::Rights::acl);
+      if (made->rights.uid != was.uid && (next.set & FUSE_SET_ATTR_UID) == 0) next.given = true;
     }
     node->writing.reset();
     ++parent->changes;

@@ -191,7 +191,7 @@ class FileSystem {
   void go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request, int access);
   int set_rights(const NodePtr& draft, Writing& writing, int rights);
   void unset_rights(Writing& writing, int rights);
-  void outdate_rights(const struct stat& array, int rights);
+  void outdate_rights(int array, int rights);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);

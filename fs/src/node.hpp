@@ -93,6 +93,9 @@ struct FileSystem::Writing {
   bool created = false;
   // Begun to overwrite what was gone at that moment, and not opened yet. Likewise.
   bool overwrites = false;
+  // What it replaces has got another owner by what another has written: a mode of its own may have
+  // been the old owner's word. Likewise.
+  bool given = false;
   // What it has got of its own of owner, group and mode (FUSE_SET_ATTR_UID, _GID, _MODE), since
   // what it replaces has got that by its name on the mount. Likewise.
   int set = 0;

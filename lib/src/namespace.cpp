@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <memory>
@@ -126,6 +127,7 @@ struct NewNamespace::State {
   const Name given;
   const Name name;
   std::vector<std::pair<std::string, NewArray>> arrays;
+  bool failed = false;  // to be published; then there are none any more
 
   // Where the arrays are until then: under shm:// not in a namespace, which might go.
   Place staging_place() const {
@@ -180,6 +182,7 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
 
 void NewNamespace::publish() {
   const Name& name = state_->name;
+  if (state_->failed) throw Error(EINVAL, state_->given.given(), "failed before; put it anew");
   Place place;
   Temporary temporary;
   // Somebody may remove the namespace above before anything is in it.
@@ -193,7 +196,12 @@ void NewNamespace::publish() {
       if (error.errnum() != ENOENT || !name.shm() || tries == detail::max_tries) throw;
     }
   }
+  std::array<FileDescriptor, 5> spare;  // for remove_arrays(), when there are no others
   try {
+    for (FileDescriptor& fd : spare) {
+      fd = FileDescriptor(fcntl(temporary.fd.get(), F_DUPFD_CLOEXEC, 0));
+      if (!fd) detail::throw_errno(name);
+    }
     // Of O_PATH rights are read by way of /proc, which may not be there.
     FileDescriptor empty;
     for (const int flags : {O_RDONLY, O_PATH}) {
@@ -223,16 +231,16 @@ void NewNamespace::publish() {
       throw Error(taken ? EEXIST : errno, state_->given.given());
     }
   } catch (...) {
-    // Without another descriptor, of which there may be none.
-    for (const auto& [leaf, array] : state_->arrays) {
-      unlinkat(temporary.fd.get(), leaf.c_str(), 0);
-      for (std::size_t end = leaf.rfind('/'); end != std::string::npos;) {
-        const std::string above = leaf.substr(0, end);
-        unlinkat(temporary.fd.get(), above.c_str(), AT_REMOVEDIR);
-        end = above.rfind('/');
+    state_->failed = true;
+    state_->arrays.clear();
+    spare = {};
+    try {
+      if (unlinkat(place.at(), temporary.name.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
+        detail::remove_arrays(place.at(), temporary.name);
       }
+    } catch (const Error&) {  // somebody else's is in it; the next listing comes to it
+      temporary.fd = FileDescriptor();
     }
-    unlinkat(place.at(), temporary.name.c_str(), AT_REMOVEDIR);
     detail::unmake(place.made);
     throw;
   }

@@ -583,8 +583,45 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
         other = opened(x, 3.0)
         os.fchown(other, M, M), os.fchmod(other, 0o600), os.close(other)
         os.close(fd)
-        is_now(there, 2, M, M, 0o600)
+        is_now(there, 2, M, 55, 0o600)
     """, id="a group of its own is no mode and no owner of its own"),
+    pytest.param("""
+        put(there, N, 0o640)
+        fds = [opened(x, 2.0), opened(x, 3.0)]
+        os.fchown(fds[0], M, M), os.fchmod(fds[0], 0o644)
+        os.fchmod(fds[1], 0o600), os.fchown(fds[1], -1, 55)
+        os.close(fds[0]), os.close(fds[1])
+        is_now(there, 3, M, 55, 0o600)
+        os.unlink(x)
+        fds = [created(x, mode, float(mode)) for mode in (0o600, 0o644, 0o640)]
+        os.close(fds[1])
+        os.fchown(fds[2], M, M), os.close(fds[2])
+        is_now(there, 0o640, M, M, 0o640)
+        os.close(fds[0])
+        is_now(there, 0o600, M, M, 0o600)
+    """, id="what another is given to may have a mode of its own"),
+    pytest.param("""
+        for owner in (0, N):
+            fds = [created(x, 0o640, float(value)) for value in range(2)]
+            os.fchown(fds[0], -1, 55)
+            if owner:
+                os.fchown(fds[1], owner, owner)
+            os.close(fds[1]), os.close(fds[0])
+            is_now(there, 0, owner, 55, 0o640)
+            os.unlink(x)
+    """, id="what is created with it has its owner, and the mode in a group of its own"),
+    pytest.param("""
+        fds = [created(x, mode, float(mode)) for mode in (0o600, 0o644)]
+        os.close(fds[1])
+        os.chmod(x, 0o644)
+        os.close(fds[0])
+        is_now(there, 0o600, 0, 0, 0o644)
+        fd = opened(x)
+        os.chmod(x, 0o600)
+        os.unlink(x)
+        os.close(fd)
+        is_now(there, 2, 0, 0, 0o600)
+    """, id="the last word by its name holds when it is said again, and when the name goes"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world
@@ -874,6 +911,8 @@ def test_an_ordinary_users_mount_writes(name, public_build):
     behind.mkdir(), point.mkdir()
     os.chown(behind, NOBODY, NOBODY), os.chown(point, NOBODY, NOBODY)
     (behind / "roots").write_bytes(npy(1.0))
+    (behind / "grouped").write_bytes(npy(1.0))
+    os.chown(behind / "grouped", NOBODY, 4444)
     fuse_mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
     os.chmod("/dev/fuse", 0o666)
     try:
@@ -895,6 +934,10 @@ def test_an_ordinary_users_mount_writes(name, public_build):
                 fd = os.open(f"{point}/locked", os.O_WRONLY | os.O_CREAT, 0o400)
                 os.write(fd, data), os.close(fd)
                 os.unlink(f"{point}/roots")  # the directory is ours
+                fd = os.open(f"{point}/grouped", os.O_WRONLY | os.O_TRUNC)  # by a group that is ours
+                os.write(fd, data), os.fchmod(fd, 0o640), os.close(fd)
+                assert stat.S_IMODE(os.stat(f"{point}/grouped").st_mode) == 0o640
+                os.unlink(f"{point}/grouped")
                 print(*sorted(os.listdir(point)))
             finally:
                 subprocess.run(["fusermount3", "-u", point], check=True)

@@ -265,6 +265,28 @@ TEST_F(Staging, ALinkToNothingIsNoReasonToTakeMemory) {
       EEXIST);
 }
 
+TEST_F(Staging, ClearingUpFollowsNoLink) {
+  fake.no_tmpfile = false;
+  std::filesystem::create_directory(space_.path("victim"));
+  std::filesystem::create_directory(space_.path("all"));
+  test::write_file(space_.path("victim/y"), "somebody's");
+  NewNamespace all(Name::directory(space_.uri("all")));
+  all.add("a/y", {3}, Dtype("f8"));
+  all.add("z", {3}, Dtype("f8"));
+  // While the second is given its name, whoever may write in the directory that is replaced.
+  fake.before_linkat = [&] {
+    fake.before_linkat = [&] {
+      const std::string made = space_.path(temporaries().at(0));
+      std::filesystem::rename(made + "/a", made + "/b");
+      std::filesystem::create_directory_symlink(space_.path("victim"), made + "/a");
+      test::write_file(space_.path("all/block"), "");
+    };
+  };
+  EXPECT_EQ(caught([&] { all.publish(); }).errnum, EEXIST);
+  EXPECT_EQ(test::read_file(space_.path("victim/y")), "somebody's");
+  EXPECT_EQ(caught([&] { all.publish(); }).errnum, EINVAL);
+}
+
 TEST_F(Staging, WhatAnotherSweepsAndMayNotRemoveIsRemoved) {
   fake.flock_errno = EWOULDBLOCK;
   make("a");
