@@ -739,13 +739,15 @@ void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const s
   if (has(FUSE_SET_ATTR_UID) && now.uid == before.uid) rights.uid = own.uid;
   if (has(FUSE_SET_ATTR_GID) && now.gid == before.gid) rights.gid = own.gid;
   const bool same_mode = now.mode == before.mode && now.acl == before.acl;
-  if (same_mode && (has(FUSE_SET_ATTR_MODE) || writing.created)) {
+  const bool own_mode = same_mode && has(FUSE_SET_ATTR_MODE);
+  // By its name its owner may say what is less for the draft of another, not what is more.
+  if (own_mode || (same_mode && writing.created) || rights.uid != now.uid) {
     // A group that is not to be had stays what it was when the mode was set.
     if ((own.uid != rights.uid || own.gid != rights.gid) &&
         fchown(fd, rights.uid, rights.gid) != 0 && own.uid != rights.uid) {
       throw sharr::Error(EPERM, uri);
     }
-    if (writing.given || !has(FUSE_SET_ATTR_MODE)) sharr::grant_no_more(rights, fd, uri);
+    if (writing.given || !own_mode) sharr::grant_no_more(rights, fd, uri);
   } else if (rights != own && !sharr::inherit(rights, fd, uri)) {
     throw sharr::Error(EPERM, uri);
   }
@@ -817,22 +819,25 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   if (fd) set_replaced(writing, Replaced(fd.get()));
 }
 
-// A draft is about to get rights of its own, some of FUSE_SET_ATTR_UID, _GID and _MODE, which build
-// upon those that the array to be replaced has got until now. Returns which are the first of their
-// kind.
-int FileSystem::set_rights(const NodePtr& draft, Writing& writing, int rights) {
+// A draft takes over what the array that it is to replace has got until now. False if that has not
+// the name any more. publishing_ is held.
+bool FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
   const auto [parent, name] = place_of(draft);
+  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+  if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
+  if (!fd) return false;
+  Replaced now(fd.get());
+  if (!now.same(*writing.replaces)) return false;
+  take_rights(writing, now.rights, prefix_of(parent) + name);
+  writing.replaces = std::move(now);
+  return true;
+}
+
+// A draft is about to get rights of its own, some of FUSE_SET_ATTR_UID, _GID and _MODE, which build
+// upon what it has to take over. Returns which are the first of their kind.
+int FileSystem::set_rights(const NodePtr& draft, Writing& writing, int rights) {
   const std::lock_guard order(publishing_);
-  if (writing.replaces) {
-    const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
-    if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
-    std::optional<Replaced> now;
-    if (fd) now.emplace(fd.get());
-    if (now && now->same(*writing.replaces)) {
-      take_rights(writing, now->rights, prefix_of(parent) + name);
-      writing.replaces = std::move(now);
-    }
-  }
+  if (writing.replaces) catch_up(draft, writing);
   const int first = rights & ~writing.set;
   writing.set |= rights;
   return first;
@@ -844,24 +849,26 @@ void FileSystem::unset_rights(Writing& writing, int rights) {
   writing.set &= ~rights;
 }
 
-// An array has got such rights by its name: a word later than what its drafts have got until now.
-void FileSystem::outdate_rights(int array, int rights) {
-  const Replaced now(array);
+// An array has got such rights, by its name: a word later than what its drafts have got until now.
+void FileSystem::outdate_rights(const struct stat& array, int rights) {
+  std::vector<std::pair<NodePtr, WritingPtr>> drafts;  // may be the last to hold one
   const std::lock_guard order(publishing_);
-  std::vector<WritingPtr> drafts;
   {
     const std::lock_guard lock(mutex_);
-    for (const NodePtr& draft : drafts_) drafts.push_back(draft->writing);
+    for (const NodePtr& draft : drafts_) drafts.emplace_back(draft, draft->writing);
   }
-  for (const WritingPtr& writing : drafts) {
-    if (!writing->replaces || !writing->replaces->same(now)) continue;
-    writing->set &= ~rights;
+  for (const auto& [draft, writing] : drafts) {
+    if (!writing->replaces || writing->replaces->key != key_of(array)) continue;
+    const int before = std::exchange(writing->set, writing->set & ~rights);
+    const bool created = writing->created;
     if ((rights & FUSE_SET_ATTR_MODE) != 0) writing->created = false;
     try {
-      take_rights(*writing, now.rights, "");
-      writing->replaces->rights = now.rights;
+      if (catch_up(draft, *writing)) continue;
     } catch (const std::system_error&) {  // whoever closes it will hear
+      continue;
     }
+    writing->set = before;  // nothing was said by its name
+    writing->created = created;
   }
 }
 
@@ -1028,7 +1035,8 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
   const auto is_his = [&] { return may(request, directory.get(), W_OK | X_OK); };
   const auto give = [&] {
-    if (writing.set == 0) give_to(request, writing.draft.fd(), directory.get());
+    if ((writing.set & FUSE_SET_ATTR_UID) == 0)
+      give_to(request, writing.draft.fd(), directory.get());
   };
   // May be the last to hold an array: to free that takes time, and no lock.
   std::vector<FileDescriptor> seen;
@@ -1105,6 +1113,10 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       if (!same || !here || earlier) continue;
       if (!next.replaces && !next.overwrites) next.created = true;
       outdated.push_back(std::exchange(next.replaces, made));
+      if ((next.set & FUSE_SET_ATTR_UID) == 0 &&
+          made->rights.uid != stat_of(next.draft.fd()).st_uid) {
+        next.given = true;
+      }
       if (!replaces) continue;
       // What the old one had got meanwhile by its name stays a change.
       const sharr::Rights &known = outdated.back()->rights, &was = replaces->rights;
@@ -1113,7 +1125,6 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
       };
       keep(&sharr::Rights::uid), keep(&sharr::Rights::gid);
       keep(&sharr::Rights::mode), keep(&sharr::Rights::acl);
-      if (made->rights.uid != was.uid && (next.set & FUSE_SET_ATTR_UID) == 0) next.given = true;
     }
     node->writing.reset();
     ++parent->changes;

@@ -191,7 +191,8 @@ class FileSystem {
   void go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_req_t request, int access);
   int set_rights(const NodePtr& draft, Writing& writing, int rights);
   void unset_rights(Writing& writing, int rights);
-  void outdate_rights(int array, int rights);
+  void outdate_rights(const struct stat& array, int rights);
+  bool catch_up(const NodePtr& draft, Writing& writing);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,
                                                     pid_t tid);
@@ -217,9 +218,9 @@ class FileSystem {
   // does not write it down after the new one.
   std::shared_mutex tree_mutex_;
 
-  // Held while a draft gets its name, and while an array is opened to be overwritten, so that of
-  // those who have the same open each finds the other's for its own. After Writing::mutex, before
-  // mutex_.
+  // Held while a draft gets its name, or rights of its own, and while an array is opened to be
+  // overwritten, or has got rights by its name, so that of those who have the same open each finds
+  // the other's for its own. After Writing::mutex, before mutex_.
   std::mutex publishing_;
 
   std::mutex mutex_;                   // guards what follows, and the mutable parts of nodes

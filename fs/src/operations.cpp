@@ -191,7 +191,7 @@ struct FileSystem::Operations {
             if (const Unpublished draft = fs.unpublished(node)) fs.unset_rights(*draft, first);
             throw;
           }
-          if (rights != 0 && !fs.unpublished(node)) fs.outdate_rights(opened.get(), rights);
+          if (rights != 0 && !fs.unpublished(node)) fs.outdate_rights(st, rights);
           st = fs.presented(fs.stat_node(node));
           {
             const std::lock_guard lock(fs.mutex_);

@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 #include <thread>
@@ -238,7 +239,7 @@ void NewNamespace::publish() {
       if (unlinkat(place.at(), temporary.name.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
         detail::remove_arrays(place.at(), temporary.name);
       }
-    } catch (const Error&) {  // somebody else's is in it; the next listing comes to it
+    } catch (const std::exception&) {  // of somebody else's is something in it; see sweep()
       temporary.fd = FileDescriptor();
     }
     detail::unmake(place.made);

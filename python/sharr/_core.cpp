@@ -926,7 +926,6 @@ py::tuple describe_all() {
       PyStructSequence_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
-      PyObject_GC_UnTrack(desc.ptr());  // in no cycle, and of many to be looked at every 700
       result.append(desc);
     } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
     }

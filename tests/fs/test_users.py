@@ -622,6 +622,44 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
         os.close(fd)
         is_now(there, 2, 0, 0, 0o600)
     """, id="the last word by its name holds when it is said again, and when the name goes"),
+    pytest.param("""
+        put(there, 0, 0o644)
+        for go in (lambda: os.rename(x, f"{x}.bak"), lambda: os.unlink(x)):
+            old = os.open(x, os.O_RDWR)
+            fd = opened(x)
+            os.fchmod(fd, 0o600)
+            go()
+            os.fchmod(old, 0o644), os.close(old)
+            os.close(fd)
+            is_now(there, 2, 0, 0, 0o600)
+    """, id="what has lost the name says nothing"),
+    pytest.param("""
+        put(there, N, 0o644)
+        fd = opened(x)
+        os.fchown(fd, 0, 0), os.fchmod(fd, 0o640)
+        with acting_as(N):
+            os.chmod(x, 0o666)
+        os.close(fd)
+        is_now(there, 2, 0, 0, 0o640)
+        os.chown(x, N, N)
+        fd = opened(x)
+        os.fchown(fd, 0, 0), os.fchmod(fd, 0o644)
+        with acting_as(N):
+            os.chmod(x, 0o600)
+        os.close(fd)
+        is_now(there, 2, 0, 0, 0o600)
+    """, id="its owner's word by its name grants nothing to what is another's"),
+    pytest.param("""
+        os.chmod(f"{behind}/d", 0o777)
+        with acting_as(N):
+            fds = [created(x, 0o644, float(value)) for value in range(2)]
+            os.fchmod(fds[0], 0o666)
+        os.fchown(fds[1], M, M), os.fchmod(fds[1], 0o600)
+        os.close(fds[1])
+        with acting_as(N):
+            os.close(fds[0])
+        is_now(there, 0, M, M, 0o600)
+    """, id="nor does the former owner's to what was created with it"),
 ])  # fmt: skip
 def test_whose_it_is_in_the_end(world, code):
     behind, point = world
