@@ -675,7 +675,8 @@ def test_two_created_and_closed_at_once_out_of_sight(name):
     daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: mounted(point), "the mount")
-        (pid,) = (pid for pid in daemons(point) if pid != daemon.pid)
+        wait_until(lambda: len(daemons(point)) == 1, "the one that mounts to be gone")
+        (pid,) = daemons(point)
 
         def drafts():
             with contextlib.suppress(FileNotFoundError):  # closed since
