@@ -819,25 +819,26 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   if (fd) set_replaced(writing, Replaced(fd.get()));
 }
 
-// A draft takes over what the array that it is to replace has got until now. False if that has not
-// the name any more. publishing_ is held.
-bool FileSystem::catch_up(const NodePtr& draft, Writing& writing) {
+// A draft takes over what the array that it is to replace has got until now, if that still has the
+// name; outdated: and gives up what it has of its own of that. publishing_ is held.
+void FileSystem::catch_up(const NodePtr& draft, Writing& writing, int outdated) {
   const auto [parent, name] = place_of(draft);
   const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
   if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
-  if (!fd) return false;
+  if (!fd) return;
   Replaced now(fd.get());
-  if (!now.same(*writing.replaces)) return false;
+  if (!now.same(*writing.replaces)) return;
+  writing.set &= ~outdated;
+  if ((outdated & FUSE_SET_ATTR_MODE) != 0) writing.created = false;
   take_rights(writing, now.rights, prefix_of(parent) + name);
   writing.replaces = std::move(now);
-  return true;
 }
 
 // A draft is about to get rights of its own, some of FUSE_SET_ATTR_UID, _GID and _MODE, which build
 // upon what it has to take over. Returns which are the first of their kind.
 int FileSystem::set_rights(const NodePtr& draft, Writing& writing, int rights) {
   const std::lock_guard order(publishing_);
-  if (writing.replaces) catch_up(draft, writing);
+  if (writing.replaces) catch_up(draft, writing, 0);
   const int first = rights & ~writing.set;
   writing.set |= rights;
   return first;
@@ -855,20 +856,16 @@ void FileSystem::outdate_rights(const struct stat& array, int rights) {
   const std::lock_guard order(publishing_);
   {
     const std::lock_guard lock(mutex_);
-    for (const NodePtr& draft : drafts_) drafts.emplace_back(draft, draft->writing);
+    for (const NodePtr& draft : drafts_) {
+      const auto& replaces = draft->writing->replaces;
+      if (replaces && replaces->key == key_of(array)) drafts.emplace_back(draft, draft->writing);
+    }
   }
   for (const auto& [draft, writing] : drafts) {
-    if (!writing->replaces || writing->replaces->key != key_of(array)) continue;
-    const int before = std::exchange(writing->set, writing->set & ~rights);
-    const bool created = writing->created;
-    if ((rights & FUSE_SET_ATTR_MODE) != 0) writing->created = false;
     try {
-      if (catch_up(draft, *writing)) continue;
+      catch_up(draft, *writing, rights);
     } catch (const std::system_error&) {  // whoever closes it will hear
-      continue;
     }
-    writing->set = before;  // nothing was said by its name
-    writing->created = created;
   }
 }
 

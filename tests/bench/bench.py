@@ -116,7 +116,7 @@ def plain(label, setup, statement=""):
 
 def floor(name, file="none"):
     label = "floor" if name in ("attach", "attach-first", "create", "touch") else name
-    return Side(label, [FLOOR, name, f"{SHM}/{file}"])
+    return bare(label, name, f"{SHM}/{file}")
 
 
 def bare(label, name, path):
@@ -126,7 +126,7 @@ def bare(label, name, path):
 
 def library(name):
     """The same by the library, from C++."""
-    return Side("sharr in C++", [FLOOR, f"library-{name}", f"{SHM}/l"])
+    return bare("sharr in C++", f"library-{name}", f"{SHM}/l")
 
 
 results = []
@@ -141,11 +141,11 @@ def add(found):
     results.append({"row": now.split()[0], **found})
 
 
-def single(what, value, limit, unit, text=""):
-    """A row of one number, in units, that has no other side."""
-    add({"what": what, "value": value, "unit": unit, "limit": limit})
-    met = "" if value <= limit else " missed"
-    print(f"| {what} | {value:.3g} {unit}{text} | – | – | – | ≤ {limit} {unit}{met} |", flush=True)
+def single(what, value, limit, unit, text="", samples=()):
+    """A row of one number, in units, that has no other side; samples: that it was taken from."""
+    found = {"what": what, "value": value, "unit": unit, "limit": limit, "samples": samples}
+    add(found)
+    print(f"| {what} | {value:.3g} {unit}{text} | – | – | – | {verdict(found)} |", flush=True)
 
 
 def row(what, count, rounds, first, others, limits={}, twice=False):
@@ -190,10 +190,15 @@ def report(what, first, other, ratios, limit):
     )
 
 
+def missed(found):
+    return found["limit"] is not None and found.get("ratio", found.get("value")) > found["limit"]
+
+
 def verdict(found):
     if found["limit"] is None:
         return "–"
-    return f"≤ {found['limit']}{'' if found['ratio'] <= found['limit'] else ' missed'}"
+    unit = f" {found['unit']}" if "unit" in found else ""
+    return f"≤ {found['limit']}{unit}{' missed' if missed(found) else ''}"
 
 
 def duration(samples):
@@ -457,7 +462,7 @@ def seen_rows(point):
     found.sort()
     middle, late, last = (found[int(len(found) * part) - 1] * 1e3 for part in (0.5, 0.99, 1))
     single("a rename beside the mount is seen after", last, 10, "ms",
-           f" at most, {middle:.2f} median, {late:.2f} in 99 of 100")  # fmt: skip
+           f" at most, {middle:.2f} median, {late:.2f} in 99 of 100", found)  # fmt: skip
 
 
 def mount_rows(point):
@@ -534,9 +539,9 @@ def memory_rows(point, daemon):
         subprocess.run(["ls", "-l", f"{point}/many"], stdout=subprocess.DEVNULL, check=True)
         found.append(resident(daemon))
     first, most, last = (n / (1 << 20) for n in (found[0], max(found), found[-1]))
-    single("memory of a process that lists 10,000", library / (1 << 20), 32, "MiB")
+    single("memory of a process that lists 10,000", library / (1 << 20), None, "MiB")
     single("memory of the daemon with 10,000 seen", most, 32, "MiB",
-           f" at most, {first:.1f} at first, {last:.1f} after 300,000 look-ups")  # fmt: skip
+           f" at most, {first:.1f} at first, {last:.1f} after 300,000 look-ups", found)  # fmt: skip
 
 
 curves = {}  # by panel of a plot: its axes' names and, by label, points
@@ -639,8 +644,7 @@ def draw(rows):
     figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.28 * len(rows)), layout="constrained")
     mark = {"color": "tab:orange", "marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}
     for y, found in enumerate(rows):
-        missed = found["limit"] is not None and found["ratio"] > found["limit"]
-        kind = "limit missed" if missed else "ours is faster" if found["ratio"] <= 1 else "the other is"
+        kind = "limit missed" if missed(found) else "ours is faster" if found["ratio"] <= 1 else "the other is"
         axes.barh(y, found["ratio"] - 1, left=1, color=COLORS[kind])
         axes.plot(found["quartiles"], [y, y], color="black", linewidth=1)
         if found["limit"] is not None:
@@ -680,14 +684,11 @@ def draw_growth(panels):
 
 
 def save(about, others):
-    """Writes what has been measured until now beside what other rows have left there."""
+    """Writes what has been measured until now beside what other rows have left there; returns all."""
     rows = sorted(results + others, key=lambda found: list(ROWS).index(found["row"]))
     with open(os.path.join(OUTPUT, "results.json"), "w") as file:
         json.dump({"machine": about, "rows": rows}, file, indent=1)
-    draw(rows)
-    for found in rows:
-        if "panels" in found:
-            draw_growth(found["panels"])
+    return rows
 
 
 def left(about, names):
@@ -714,7 +715,11 @@ def main(names):
     for i, name in enumerate(names):
         now = f"{name} ({i + 1} of {len(names)})"
         ROWS[name]()
-        save(about, others)
+        rows = save(about, others)
+    draw(rows)
+    for found in rows:
+        if "panels" in found:
+            draw_growth(found["panels"])
     progress(f"results.json and plots are in {OUTPUT}")
 
 
