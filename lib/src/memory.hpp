@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -13,7 +14,7 @@ namespace sharr::detail {
 // pages are taken, and the rest of the file in small ones, so that none of it is wasted.
 constexpr std::uint64_t huge_threshold = std::uint64_t{4} << 20;
 
-// How a file gets its memory: as its file system gives it, or through a mapping.
+// How a file gets its memory: in pages as its file system gives them, or as they are asked for.
 enum class Pages { of_file, small, huge };
 
 // In bytes; 0 where the kernel has none.
@@ -32,6 +33,13 @@ int populate(std::byte* at, std::uint64_t length) noexcept;
 
 // How many threads can work together; to find out takes a dozen system calls.
 std::uint64_t max_threads();
+
+// Of so many bytes in memory the pieces for in_pieces(): not so few that a thread has none, nor so
+// many that what is done after each takes long.
+constexpr std::uint64_t least_piece = std::uint64_t{4} << 20;
+constexpr std::uint64_t piece_of(std::uint64_t size) noexcept {
+  return std::clamp(size / 32 / least_piece, std::uint64_t{1}, std::uint64_t{8}) * least_piece;
+}
 
 // Calls task(from, length) for all pieces of size, by as many threads as are worth it, until one
 // returns an errno, and returns that, or 0. on_signal is called by the calling thread after each of

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -73,7 +74,11 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   }
   const Pages pages = pages_of(options, size, staging->fd(), name);
   const bool written = elements != nullptr && size >= detail::huge_threshold;
-  if (pages == Pages::of_file && !written) {
+  // Small pages in memory. One thread is quicker without the mapping.
+  const bool mapped =
+      pages != Pages::of_file || (options.reserve && size >= 2 * detail::least_piece &&
+                                  staging->in_memory() && detail::max_threads() > 1);
+  if (!mapped && !written) {
     staging->allocate(options.reserve ? size : header.size(), options.on_signal);
   } else {
     staging->extend(size);
@@ -90,7 +95,7 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
                            name.given());
   auto* const data = static_cast<std::byte*>(array->data());
-  if (pages != Pages::of_file) {
+  if (mapped) {
     take(data - header.size(), header.size(), size, pages, elements, options.on_signal);
   } else if (written) {
     write(elements, nbytes, header.size(), options.on_signal);
@@ -101,27 +106,40 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   staging->write(header.data(), header.size(), 0);
 }
 
-// Takes the memory through the mapping, huge pages for as much as fills them, and copies the
-// elements, if there are any, while what was taken is in the cache.
+// Takes the memory through the mapping, by several threads, huge pages for as much as fills them,
+// and copies the elements, if there are any, while what was taken is in the cache.
 void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t size, Pages pages,
                            const void* elements, const std::function<void()>& on_signal) {
-  const std::uint64_t page = detail::huge_page_size();
+  const std::uint64_t page =
+      pages == Pages::huge ? detail::huge_page_size() : detail::least_piece / 2;
   const std::uint64_t whole = pages == Pages::huge ? size / page * page : 0;
   if ((whole > 0 && madvise(base, whole, MADV_HUGEPAGE) != 0) ||
-      (whole < size && madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0)) {
+      (pages != Pages::of_file && whole < size &&
+       madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0)) {
     detail::throw_errno(name);
   }
+  const auto* const source = static_cast<const std::byte*>(elements);
   const auto copy = [&](std::uint64_t from, std::uint64_t length) {
-    const std::uint64_t start = std::max<std::uint64_t>(from, header);
+    if (elements == nullptr) return;
+    // More at once than fits a core's own cache the C library copies in a slower way.
+    constexpr std::uint64_t piece = std::uint64_t{128} << 10;
     const std::uint64_t end = from + length;
-    if (elements != nullptr && start < end) {
-      std::memcpy(base + start, static_cast<const std::byte*>(elements) + (start - header),
-                  end - start);
+    for (std::uint64_t at = std::max<std::uint64_t>(from, header); at < end; at += piece) {
+      std::memcpy(base + at, source + (at - header), std::min(piece, end - at));
     }
   };
+  std::atomic<bool> writing = false;
   const int error = detail::in_pieces(
-      size, std::max(page, std::uint64_t{32} << 20),
+      size, std::max(page, detail::piece_of(size)),
       [&](std::uint64_t from, std::uint64_t length) {
+        // Small pages are had quickest by writing to the file, see write(): one thread does.
+        if (pages == Pages::of_file && elements != nullptr && !writing.exchange(true)) {
+          const std::uint64_t start = std::max<std::uint64_t>(from, header);
+          const int failed =
+              staging->try_write(source + (start - header), from + length - start, start);
+          writing = false;
+          return failed;
+        }
         while (length > 0) {
           const std::uint64_t step = std::min(page, length);
           if (const int failed = detail::populate(base + from, step); failed != 0) return failed;
@@ -135,7 +153,7 @@ void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t si
   if (error == EINVAL) {  // an older kernel
     staging->allocate(size, on_signal);
     copy(0, size);
-  } else if (error == ENOSPC) {
+  } else if (error == ENOSPC || error == EDQUOT) {
     staging->throw_no_space(error);
   } else if (error != 0) {
     throw Error(error, name.given());

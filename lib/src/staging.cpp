@@ -275,17 +275,29 @@ void Staging::inherit_group(int directory) const {
   }
 }
 
-void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {
+bool Staging::in_memory() const noexcept {
+  struct statfs fs {};
+  return fstatfs(file_.get(), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
+int Staging::try_write(const void* data, std::uint64_t length,
+                       std::uint64_t offset) const noexcept {
   const auto* at = static_cast<const char*>(data);
   while (length > 0) {
     const ssize_t n = pwrite(file_.get(), at, length, static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && (errno == ENOSPC || errno == EDQUOT)) throw_no_space(errno);
-    if (n < 0) throw_errno(name_);
+    if (n < 0) return errno;
     at += n;
     offset += static_cast<std::uint64_t>(n);
     length -= static_cast<std::uint64_t>(n);
   }
+  return 0;
+}
+
+void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {
+  const int error = try_write(data, length, offset);
+  if (error == ENOSPC || error == EDQUOT) throw_no_space(error);
+  if (error != 0) throw Error(error, name_.given());
 }
 
 void Staging::write_holes(std::uint64_t from, std::uint64_t to) const {

@@ -42,8 +42,11 @@ class Staging {
   void trim(const struct stat& st, std::uint64_t size) const noexcept;
   // As a file that is made in that directory gets it.
   void inherit_group(int directory) const;
+  bool in_memory() const noexcept;  // on a tmpfs
   // Writes to the file; takes what memory that needs.
   void write(const void* data, std::uint64_t length, std::uint64_t offset) const;
+  // The same by any thread: returns 0 or an errno.
+  int try_write(const void* data, std::uint64_t length, std::uint64_t offset) const noexcept;
   // What is said when there is none: errnum is ENOSPC or EDQUOT.
   [[noreturn]] void throw_no_space(int errnum) const;
   // Gives the file its name. Throws Error EEXIST when there is one already; with replace whatever

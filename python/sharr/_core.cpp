@@ -909,7 +909,11 @@ py::tuple describe_all() {
     return sharr::list_shared(directory);
   }();
   const std::size_t prefix = directory.uri().size();
-  py::list result;
+  // No garbage is made here, and to look for some every 700 tuples takes as long as to make them.
+  const std::unique_ptr<PyObject, void (*)(PyObject*)> uncollected(
+      PyGC_Disable() != 0 ? Py_None : nullptr, [](PyObject* /*none*/) { PyGC_Enable(); });
+  py::tuple result(found.size());
+  py::ssize_t count = 0;
   const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
   py::object scalar_type;
   py::object dims;
@@ -921,16 +925,18 @@ py::tuple describe_all() {
       if (last == nullptr || info->shape != last->shape) dims = shape_tuple(info->shape);
       last = info.get();
       const py::bytes name(info->name.data() + prefix, info->name.size() - prefix);
-      const auto desc = py::reinterpret_steal<py::object>(PyStructSequence_New(array_desc));
+      auto desc = py::reinterpret_steal<py::object>(PyStructSequence_New(array_desc));
       if (!desc) throw py::error_already_set();
       PyStructSequence_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
-      result.append(desc);
+      PyTuple_SET_ITEM(result.ptr(), count++, desc.release().ptr());
     } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
     }
   }
-  return py::tuple(result);
+  PyObject* tuple = result.release().ptr();
+  if (_PyTuple_Resize(&tuple, count) != 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::tuple>(tuple);
 }
 
 // The classes of what Python holds: the memory of an array, and what one is.

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -18,8 +19,10 @@
 #include <csignal>
 #include <cstdarg>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "support.hpp"
 
@@ -31,8 +34,11 @@ struct {
   int renameat2_errno = 0;
   // Called with offset and length; the errno to fail with, or 0.
   std::function<int(off_t, off_t)> on_fallocate;
-  // Called once, when a directory has been made, and before a file is linked.
-  std::function<void()> after_mkdirat, before_linkat;
+  // Called when pages are to be made in a mapping; as above.
+  std::function<int()> on_populate;
+  int processors = 0;
+  // Called once, when a directory has been made, before a file is linked and before it is written.
+  std::function<void()> after_mkdirat, before_linkat, before_pwrite;
   // Of the next flock.
   int flock_errno = 0;
 } fake;
@@ -78,6 +84,29 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
   return static_cast<int>(syscall(SYS_fallocate, fd, mode, offset, length));
 }
 
+ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
+  if (fake.before_pwrite) std::exchange(fake.before_pwrite, nullptr)();
+  return syscall(SYS_pwrite64, fd, data, size, offset);
+}
+
+int madvise(void* base, size_t length, int advice) noexcept {
+  const int error = advice == MADV_POPULATE_WRITE && fake.on_populate ? fake.on_populate() : 0;
+  if (error != 0) {
+    errno = error;
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_madvise, base, length, advice));
+}
+
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t* set) noexcept {
+  if (fake.processors == 0) {
+    return syscall(SYS_sched_getaffinity, pid, size, set) < 0 ? -1 : 0;
+  }
+  CPU_ZERO(set);
+  for (int i = 0; i < fake.processors; ++i) CPU_SET(static_cast<unsigned>(i), set);
+  return 0;
+}
+
 int renameat2(int olddir, const char* old, int newdir, const char* name, unsigned flags) noexcept {
   if (fake.renameat2_errno != 0) {
     errno = fake.renameat2_errno;
@@ -95,7 +124,10 @@ using test::caught;
 
 class Staging : public testing::Test {
  protected:
-  Staging() { fake.no_tmpfile = true; }
+  Staging() {
+    fake.no_tmpfile = true;
+    fake.processors = 1;  // the memory is taken by fallocate
+  }
   ~Staging() override { fake = {}; }
 
   // The temporary files that lie about.
@@ -404,6 +436,63 @@ TEST_F(Staging, ALargeReservationListensForSignalsItself) {
   EXPECT_TRUE(space_.files().empty());
 }
 
+TEST_F(Staging, SeveralThreadsTakeTheMemoryByTheMapping) {
+  fake.processors = 2;
+  if (available_processors() < 2) GTEST_SKIP() << "limited to one processor";
+  if (!fits(64 << 20)) GTEST_SKIP() << "/dev/shm is too small";
+  constexpr std::int64_t count = (33 << 17) + 5;  // no multiple of what is taken at a time
+  std::vector<double> elements(count);
+  std::iota(elements.begin(), elements.end(), 0.0);
+  // The second: a kernel that does not know how, and takes it by fallocate all the same.
+  for (const int error : {0, EINVAL}) {
+    std::atomic<int> populated = 0;
+    fake.on_populate = [&] {
+      ++populated;
+      populated.notify_one();
+      return error;
+    };
+    const Array a = make("a", count);
+    EXPECT_GT(populated.exchange(0), 0);
+    // The file is written by one of them; to wait for the other is to be sure that it runs.
+    fake.before_pwrite = [&] { populated.wait(0); };
+    EXPECT_TRUE(std::ranges::all_of(a.as<double>(), [](double x) { return x == 0; }));
+    const Array b = put(space_.uri("b"), {count}, Dtype("f8"), elements.data());
+    EXPECT_GT(populated, 0);
+    EXPECT_TRUE(std::ranges::equal(b.as<double>(), elements));
+    for (const char* const leaf : {"a", "b"}) {
+      struct stat st;
+      ASSERT_EQ(stat(space_.path(leaf).c_str(), &st), 0);
+      EXPECT_EQ(st.st_size, 4096 + 8 * count);
+      EXPECT_EQ(st.st_blocks * 512, (st.st_size + 4095) / 4096 * 4096);
+      remove(space_.uri(leaf));
+    }
+  }
+}
+
+TEST_F(Staging, MemoryThatEndsWhileItIsTakenIsNoSpace) {
+  fake.processors = 2;
+  if (available_processors() < 2) GTEST_SKIP() << "limited to one processor";
+  if (!fits(64 << 20)) GTEST_SKIP() << "/dev/shm is too small";
+  const std::vector<double> elements(4 << 20);
+  for (const bool no_tmpfile : {true, false}) {
+    fake.no_tmpfile = no_tmpfile;
+    std::atomic<int> left = 3;
+    fake.on_populate = [&] {
+      if (--left >= 0) return 0;
+      left.notify_one();
+      return EFAULT;
+    };
+    EXPECT_EQ(caught([&] { make("a", 4 << 20); }).errnum, ENOSPC);
+    left = 1;
+    fake.before_pwrite = [&] {
+      for (int now = left; now >= 0; now = left) left.wait(now);
+    };
+    EXPECT_EQ(caught([&] { put(space_.uri("a"), {4 << 20}, Dtype("f8"), elements.data()); }).errnum,
+              ENOSPC);
+    EXPECT_TRUE(space_.files().empty());
+  }
+}
+
 TEST_F(Staging, ASignalHandlerThatThrowsLeavesNothing) {
   for (const bool no_tmpfile : {true, false}) {
     fake.no_tmpfile = no_tmpfile;
@@ -447,15 +536,19 @@ TEST_F(Staging, SucceedsUnderARainOfSignals) {
   fake.no_tmpfile = false;
   CreateOptions options;
   options.on_signal = [] {};
-  {
-    const Timer timer;
-    make("a", size / 8, options);
-    EXPECT_GT(signals.load(), 0);
+  for (const int processors : {1, 2}) {
+    fake.processors = processors;
+    {
+      const Timer timer;
+      make("a", size / 8, options);
+      EXPECT_GT(signals.exchange(0), 0);
+    }
+    struct stat st;
+    ASSERT_EQ(stat(space_.path("a").c_str(), &st), 0);
+    EXPECT_EQ(st.st_size, 4096 + size);
+    EXPECT_EQ(st.st_blocks * 512, 4096 + size);
+    remove(space_.uri("a"));
   }
-  struct stat st;
-  ASSERT_EQ(stat(space_.path("a").c_str(), &st), 0);
-  EXPECT_EQ(st.st_size, 4096 + size);
-  EXPECT_EQ(st.st_blocks * 512, 4096 + size);
 }
 
 // A process that is in the middle of a create: its temporary file is there, its array is not.
