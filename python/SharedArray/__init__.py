@@ -20,9 +20,10 @@ SharedArray = ArrayDesc  # its name upstream
 
 def _names(name):
     """The name, and what sharr calls it. Upstream's shm_open strips leading slashes."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be str, not {type(name).__name__}")
-    name = str.__str__(name)
+    if type(name) is not str:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be str, not {type(name).__name__}")
+        name = str.__str__(name)
     if "\0" in name:
         raise ValueError("embedded null character")
     if name.startswith(("shm:///", "/")):

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import gc
 import io
 import mmap
 import os
@@ -282,8 +283,30 @@ def test_list_of_the_drop_in(name):
     assert pickle.loads(pickle.dumps(found)) == found
     assert repr(found[1]).startswith("ArrayDesc(name=b'")
     assert [desc.dims for desc in found] == [shape for _, _, shape in arrays]
+    try:
+        for switch in (gc.disable, gc.enable):
+            switch()
+            SharedArray.list()
+            assert gc.isenabled() == (switch is gc.enable)
+    finally:
+        gc.enable()
     for each, _, _ in arrays:
         sharr.delete(each)
+
+
+def test_list_of_the_drop_in_leaves_out_what_numpy_cannot_read(name):
+    """A sub-array of 40 dimensions, which NumPy 2 can."""
+    descr = [("x", "<f8", (1,) * 40)]
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}".encode().ljust(501)
+    for each in ("a", "c"):
+        sharr.create(name + each, 3)
+    with open(f"{SHM}/{name}b", "wb") as file:
+        file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(8))
+    found = [desc for desc in SharedArray.list() if desc.name.startswith(name.encode())]
+    there = "abc" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "ac"
+    assert [desc.name for desc in found] == [(name + each).encode() for each in there]
+    for each in "abc":
+        os.unlink(f"{SHM}/{name}{each}")
 
 
 @pytest.mark.parametrize(
