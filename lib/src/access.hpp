@@ -40,8 +40,8 @@ struct NewArray::State {
  private:
   void take(std::byte* base, std::size_t header, std::uint64_t size, detail::Pages pages,
             const void* elements, const std::function<void()>& on_signal);
-  void write(const void* elements, std::uint64_t nbytes, std::uint64_t offset,
-             const std::function<void()>& on_signal);
+  // Throws what a system call's errno says.
+  [[noreturn]] void fail(int errnum) const;
 };
 
 namespace detail {

@@ -102,6 +102,17 @@ int populate(std::byte* at, std::uint64_t length) noexcept {
   return 0;
 }
 
+int readable(const void* at, std::uint64_t length) noexcept {
+  const std::uint64_t before =
+      reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  // madvise() takes what may be changed, and changes nothing here.
+  auto* const start = const_cast<std::byte*>(static_cast<const std::byte*>(at)) - before;
+  while (madvise(start, length + before, MADV_POPULATE_READ) != 0) {
+    if (errno != EINTR) return errno == EINVAL ? 0 : EFAULT;
+  }
+  return 0;
+}
+
 std::uint64_t max_threads() {
   // Beyond this many memory is the limit.
   return std::min(available_processors(), 16U);

@@ -74,11 +74,7 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   }
   const Pages pages = pages_of(options, size, staging->fd(), name);
   const bool written = elements != nullptr && size >= detail::huge_threshold;
-  // Small pages in memory. One thread is quicker without the mapping.
-  const bool mapped =
-      pages != Pages::of_file || (options.reserve && size >= 2 * detail::least_piece &&
-                                  staging->in_memory() && detail::max_threads() > 1);
-  if (!mapped && !written) {
+  if (pages == Pages::of_file && !written) {
     staging->allocate(options.reserve ? size : header.size(), options.on_signal);
   } else {
     staging->extend(size);
@@ -95,81 +91,81 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
                            name.given());
   auto* const data = static_cast<std::byte*>(array->data());
-  if (mapped) {
+  if (pages != Pages::of_file || written) {
     take(data - header.size(), header.size(), size, pages, elements, options.on_signal);
-  } else if (written) {
-    write(elements, nbytes, header.size(), options.on_signal);
   } else if (elements != nullptr && nbytes > 0) {
+    if (const int failed = detail::readable(elements, nbytes); failed != 0) fail(failed);
     std::memcpy(data, elements, nbytes);
   }
   // Not through the mapping, which would take a fault for a page that nobody touches again.
   staging->write(header.data(), header.size(), 0);
 }
 
-// Takes the memory through the mapping, by several threads, huge pages for as much as fills them,
-// and copies the elements, if there are any, while what was taken is in the cache.
+// Takes the memory, and copies the elements, if there are any. As the file system gives it, it is
+// had quickest by writing them to the file: pages that are written whole are not zeroed before, nor
+// is there a fault for each. But the file's lock lets one thread do so at a time. The others, and
+// all where the pages are to be huge or small ones, take it through the mapping, and copy while
+// what was taken is in the cache.
 void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t size, Pages pages,
                            const void* elements, const std::function<void()>& on_signal) {
+  const bool written = pages == Pages::of_file;
   const std::uint64_t page =
       pages == Pages::huge ? detail::huge_page_size() : detail::least_piece / 2;
   const std::uint64_t whole = pages == Pages::huge ? size / page * page : 0;
-  if ((whole > 0 && madvise(base, whole, MADV_HUGEPAGE) != 0) ||
-      (pages != Pages::of_file && whole < size &&
-       madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0)) {
+  if (!written && ((whole > 0 && madvise(base, whole, MADV_HUGEPAGE) != 0) ||
+                   (whole < size && madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0))) {
     detail::throw_errno(name);
   }
   const auto* const source = static_cast<const std::byte*>(elements);
+  const auto write = [&](std::uint64_t from, std::uint64_t length) {
+    const std::uint64_t start = std::max<std::uint64_t>(from, header);
+    return staging->try_write(source + (start - header), from + length - start, start);
+  };
   const auto copy = [&](std::uint64_t from, std::uint64_t length) {
-    if (elements == nullptr) return;
+    std::uint64_t at = std::max<std::uint64_t>(from, header);
+    const std::uint64_t end = from + length;
+    if (elements == nullptr || at >= end) return 0;
+    if (const int failed = detail::readable(source + (at - header), end - at)) return failed;
     // More at once than fits a core's own cache the C library copies in a slower way.
     constexpr std::uint64_t piece = std::uint64_t{128} << 10;
-    const std::uint64_t end = from + length;
-    for (std::uint64_t at = std::max<std::uint64_t>(from, header); at < end; at += piece) {
+    for (; at < end; at += piece) {
       std::memcpy(base + at, source + (at - header), std::min(piece, end - at));
     }
+    return 0;
   };
   std::atomic<bool> writing = false;
-  const int error = detail::in_pieces(
-      size, std::max(page, detail::piece_of(size)),
-      [&](std::uint64_t from, std::uint64_t length) {
-        // Small pages are had quickest by writing to the file, see write(): one thread does.
-        if (pages == Pages::of_file && elements != nullptr && !writing.exchange(true)) {
-          const std::uint64_t start = std::max<std::uint64_t>(from, header);
-          const int failed =
-              staging->try_write(source + (start - header), from + length - start, start);
-          writing = false;
-          return failed;
-        }
-        while (length > 0) {
-          const std::uint64_t step = std::min(page, length);
-          if (const int failed = detail::populate(base + from, step); failed != 0) return failed;
-          copy(from, step);
-          from += step;
-          length -= step;
-        }
-        return 0;
-      },
-      on_signal);
-  if (error == EINVAL) {  // an older kernel
+  const auto piece = [&](std::uint64_t from, std::uint64_t length) {
+    if (written && !writing.exchange(true)) {
+      const int failed = write(from, length);
+      writing = false;
+      return failed;
+    }
+    for (std::uint64_t done = 0; done < length; done += page) {
+      const std::uint64_t step = std::min(page, length - done);
+      int failed = detail::populate(base + from + done, step);
+      if (failed == EINVAL && written) return write(from, length);  // an older kernel
+      if (failed == 0) failed = copy(from + done, step);
+      if (failed != 0) return failed;
+    }
+    return 0;
+  };
+  const bool several = !written || (size > 2 * detail::least_piece && staging->in_memory());
+  const int error = detail::in_pieces(size, std::max(page, detail::piece_of(size)), piece,
+                                      on_signal, several ? 0 : 1);
+  if (error == EINVAL && !written) {  // an older kernel
     staging->allocate(size, on_signal);
-    copy(0, size);
-  } else if (error == ENOSPC || error == EDQUOT) {
-    staging->throw_no_space(error);
+    if (const int failed = copy(0, size); failed != 0) fail(failed);
   } else if (error != 0) {
-    throw Error(error, name.given());
+    fail(error);
   }
 }
 
-// Small pages are had quickest by writing to the file: those that are written whole are not zeroed
-// before, nor is there a fault for each. The file's lock lets one thread do it at a time.
-void NewArray::State::write(const void* elements, std::uint64_t nbytes, std::uint64_t offset,
-                            const std::function<void()>& on_signal) {
-  constexpr std::uint64_t piece = std::uint64_t{32} << 20;
-  const auto* const bytes = static_cast<const char*>(elements);
-  for (std::uint64_t done = 0; done < nbytes; done += piece) {
-    staging->write(bytes + done, std::min(piece, nbytes - done), offset + done);
-    if (on_signal) on_signal();
-  }
+void NewArray::State::fail(int errnum) const {
+  if (errnum == ENOSPC || errnum == EDQUOT) staging->throw_no_space(errnum);
+  if (errnum != EFAULT) throw Error(errnum, name.given());
+  throw Error(EFAULT, name.given(),
+              "what is to be copied cannot be read: a mapped file that has been cut short, or an "
+              "array without the memory for it?");
 }
 
 NewArray::NewArray(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}

@@ -909,11 +909,7 @@ py::tuple describe_all() {
     return sharr::list_shared(directory);
   }();
   const std::size_t prefix = directory.uri().size();
-  // No garbage is made here, and to look for some every 700 tuples takes as long as to make them.
-  const std::unique_ptr<PyObject, void (*)(PyObject*)> uncollected(
-      PyGC_Disable() != 0 ? Py_None : nullptr, [](PyObject* /*none*/) { PyGC_Enable(); });
-  py::tuple result(found.size());
-  py::ssize_t count = 0;
+  py::list result;
   const sharr::Info* last = nullptr;  // arrays come in series: what it has, the next has too
   py::object scalar_type;
   py::object dims;
@@ -925,18 +921,20 @@ py::tuple describe_all() {
       if (last == nullptr || info->shape != last->shape) dims = shape_tuple(info->shape);
       last = info.get();
       const py::bytes name(info->name.data() + prefix, info->name.size() - prefix);
-      auto desc = py::reinterpret_steal<py::object>(PyStructSequence_New(array_desc));
+      // Python would look for garbage every 700 of them, which takes as long as to make them. No
+      // other thread runs meanwhile.
+      const bool collects = PyGC_Disable() != 0;
+      const auto desc = py::reinterpret_steal<py::object>(PyStructSequence_New(array_desc));
+      if (collects) PyGC_Enable();
       if (!desc) throw py::error_already_set();
       PyStructSequence_SET_ITEM(desc.ptr(), 0, Py_NewRef(name.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 1, Py_NewRef(scalar_type.ptr()));
       PyStructSequence_SET_ITEM(desc.ptr(), 2, Py_NewRef(dims.ptr()));
-      PyTuple_SET_ITEM(result.ptr(), count++, desc.release().ptr());
+      result.append(desc);
     } catch (const sharr::FormatError&) {  // a dtype that only a later NumPy has
     }
   }
-  PyObject* tuple = result.release().ptr();
-  if (_PyTuple_Resize(&tuple, count) != 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::tuple>(tuple);
+  return py::tuple(result);
 }
 
 // The classes of what Python holds: the memory of an array, and what one is.

@@ -163,6 +163,30 @@ def test_memory_ends_half_way(options):
     """)  # fmt: skip
 
 
+@needs_root
+@pytest.mark.parametrize("options", ["huge=advise", "huge=never"])
+def test_what_cannot_be_read_is_not_put(options, tmp_path):
+    """To read a mapped file beyond its end is a SIGBUS, and so is a hole without memory for it."""
+    with_shm(f"{options},size=64m", f"""
+        before = free()
+        for nbytes, there in ((MIB, 4096), (6 * MIB, MIB), (40 * MIB, MIB), (40 * MIB, 33 * MIB)):
+            source = np.memmap({str(tmp_path / "source")!r}, "u1", "w+", shape=nbytes)
+            os.truncate(source.filename, there)
+            told = raises(errno.EFAULT, sharr.put, "a", source)
+            assert "cut short" in told, told
+            assert os.listdir("/dev/shm") == [] and free() == before
+        # Its reader takes what its own copy needs.
+        sparse = sharr.create("sparse", 40 * MIB, "u1", reserve=False)
+        try:
+            sharr.put("a", sparse)
+        except OSError as error:
+            assert error.errno in (errno.ENOSPC, errno.EFAULT), error
+        else:
+            raise AssertionError("no error")
+        assert os.listdir("/dev/shm") == ["sparse"]
+    """)  # fmt: skip
+
+
 def test_processors_by_affinity():
     program = (
         "import os; from sharr import _core; "
