@@ -741,9 +741,10 @@ void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const s
   const bool same_mode = now.mode == before.mode && now.acl == before.acl;
   const bool own_mode = same_mode && has(FUSE_SET_ATTR_MODE);
   // By its name its owner may say what is less for the draft of another, not what is more.
-  if (own_mode || (same_mode && writing.created) || rights.uid != now.uid) {
+  const bool anothers = rights.uid != now.uid;
+  if (own_mode || (same_mode && writing.created) || anothers) {
     // A group that is not to be had stays what it was when the mode was set.
-    if ((own.uid != rights.uid || own.gid != rights.gid) &&
+    if (!anothers && (own.uid != rights.uid || own.gid != rights.gid) &&
         fchown(fd, rights.uid, rights.gid) != 0 && own.uid != rights.uid) {
       throw sharr::Error(EPERM, uri);
     }
@@ -864,7 +865,8 @@ void FileSystem::outdate_rights(const struct stat& array, int rights) {
   for (const auto& [draft, writing] : drafts) {
     try {
       catch_up(draft, *writing, rights);
-    } catch (const std::system_error&) {  // whoever closes it will hear
+    } catch (const std::system_error&) {  // whoever closes it will hear, but for what was said now
+      writing->set &= ~rights;
     }
   }
 }
