@@ -158,9 +158,12 @@ NewNamespace::NewNamespace(NewNamespace&& other) noexcept = default;
 NewNamespace::~NewNamespace() = default;
 
 Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
-                        const CreateOptions& options) {
+                        const CreateOptions& options, const void* elements) {
   const std::string name(leaf);
   const std::string given = detail::formatted("{}/{}", state_->given.given(), leaf);
+  if (elements != nullptr && !options.reserve) {
+    throw ArgumentError(given, "what is to have elements takes memory for them");
+  }
   for (std::size_t from = 0; from <= name.size();) {
     const std::size_t end = std::min(name.find('/', from), name.size());
     const std::string part = name.substr(from, end - from);
@@ -175,7 +178,7 @@ Array NewNamespace::add(std::string_view leaf, const Shape& shape, const Dtype& 
   if (std::ranges::any_of(state_->arrays, same)) throw Error(EEXIST, given);
   NewArray array(
       std::make_unique<NewArray::State>(Name(detail::formatted("{}/{}", state_->given.uri(), leaf)),
-                                        shape, dtype, options, state_->staging_place()));
+                                        shape, dtype, options, state_->staging_place(), elements));
   Array taken = array.take();
   state_->arrays.emplace_back(name, std::move(array));
   return taken;

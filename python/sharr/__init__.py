@@ -28,7 +28,9 @@ and cannot be loaded is an `UnpicklingError`.
 >>> sharr.delete("shm://doc/example")
 """
 
+import _thread
 import contextlib as _contextlib
+import threading as _threading
 
 import numpy as _np
 
@@ -182,7 +184,8 @@ def put(name, array_like, *, replace=False):
     TypeError, ValueError
         NumPy makes no array, or one of Python objects, of this.
     OSError
-        As `create`.
+        As `create`. ``EFAULT``: what is to be copied is a mapped file that has
+        been cut short.
 
     Examples
     --------
@@ -228,18 +231,41 @@ def _fill(array, source):
         array, source = array.reshape(-1), source.reshape(-1)
     axis = max(range(array.ndim), key=array.shape.__getitem__)
     array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
-    ends = [array.shape[0] * i // threads for i in range(threads + 1)]
-    try:
-        from concurrent.futures import ThreadPoolExecutor
+    # Several for each thread, so that whoever presses Ctrl-C need not wait for all.
+    ends = [array.shape[0] * i // (4 * threads) for i in range(4 * threads + 1)]
+    left = [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
+    at_work, errors, changed = [], [], _threading.Event()
 
-        with ThreadPoolExecutor(threads) as pool:
-            for done in [
-                pool.submit(_np.copyto, array[start:end], source[start:end])
-                for start, end in zip(ends, ends[1:])
-            ]:
-                done.result()
-    except RuntimeError:  # no thread is to be had: too many processes, or the interpreter ends
-        _np.copyto(array, source)
+    def copy():
+        at_work.append(None)  # before it takes any
+        try:
+            while left:
+                with _contextlib.suppress(IndexError):
+                    _np.copyto(*left.pop())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            at_work.pop()
+            changed.set()
+
+    try:
+        for _ in range(threads - 1):
+            try:
+                _thread.start_new_thread(copy, ())
+            except RuntimeError as error:  # too many processes, or the interpreter ends
+                if error.__traceback__.tb_next is not None:
+                    raise  # a signal handler's
+                break
+        while left:
+            with _contextlib.suppress(IndexError):
+                _np.copyto(*left.pop())
+    finally:
+        left.clear()
+        while at_work:  # what comes now finds nothing left
+            changed.wait()
+            changed.clear()
+    if errors:
+        raise errors.pop()
 
 
 def wait(name, timeout=None, mode="r+"):
@@ -330,8 +356,9 @@ def put_all(where, arrays):
     try:
         for key, value in arrays.items():
             source = _source(value)
-            made[key] = new.add(key, source.shape, source.dtype, _order(source))
-            _fill(made[key], source)
+            made[key] = new.add(key, source, _order(source))
+            if not source.flags.forc:
+                _fill(made[key], source)
         new.publish()
     except BaseException:
         # Whoever keeps the error keeps this frame, but is to keep no memory by that.

@@ -677,16 +677,31 @@ class NewArray {
   std::optional<sharr::NewArray> new_;
 };
 
-py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::object& shape,
-              const py::object& dtype, const py::object& order) {
+// What an array is to be that is made of source.
+Spec spec_of(const py::array& source, const py::object& order) {
+  return {py::tuple(source.attr("shape")), source.dtype(), order};
+}
+
+// What is to be copied as it is; null where that is for NumPy to do.
+const void* elements_of(const py::array& source, const Spec& spec) {
+  constexpr int contiguous = py::array::c_style | py::array::f_style;
+  // Strings without bytes are stored with one, as numpy.array has it.
+  const bool same = spec.stored->itemsize() == static_cast<std::size_t>(source.itemsize());
+  return same && (source.flags() & contiguous) != 0 ? source.data() : nullptr;
+}
+
+// Copies the source if it is contiguous.
+py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::array& source,
+              const py::object& order) {
   if (PyUnicode_Check(leaf.ptr()) == 0) throw py::type_error("names in a namespace are str");
   const auto bytes = py::reinterpret_steal<py::bytes>(PyUnicode_EncodeFSDefault(leaf.ptr()));
   if (!bytes) throw py::error_already_set();
   const std::string name = bytes;
-  Spec spec(shape, dtype, order);
+  Spec spec = spec_of(source, order);
+  const void* const elements = elements_of(source, spec);
   auto made = [&] {
     Released release;
-    return self.add(name, spec.extents, *spec.stored, spec.options_with(release));
+    return self.add(name, spec.extents, *spec.stored, spec.options_with(release), elements);
   }();
   const sharr::Name uri(made.info().name);
   return ndarray(std::move(made), uri, py::none(), spec.made);
@@ -696,11 +711,9 @@ py::array add(sharr::NewNamespace& self, const py::object& leaf, const py::objec
 py::array put(const py::object& name, const py::array& source, bool replace) {
   const sharr::Name parsed = name_of(name);
   const bool fortran = (source.flags() & py::array::c_style) == 0;
-  Spec spec(py::tuple(source.attr("shape")), source.dtype(), py::str(fortran ? "F" : "C"));
+  Spec spec = spec_of(source, py::str(fortran ? "F" : "C"));
   spec.options.replace = replace;
-  // Strings without bytes are stored with one, as numpy.array has it.
-  const bool copied = spec.stored->itemsize() == static_cast<std::size_t>(source.itemsize());
-  const void* const elements = copied ? source.data() : nullptr;
+  const void* const elements = elements_of(source, spec);
   auto made = [&] {
     Released release;
     return sharr::put(parsed, spec.extents, *spec.stored, elements, spec.options_with(release));

@@ -1,6 +1,7 @@
 """sharr.Array: as numpy.memmap is, and by reference wherever it is pickled."""
 
 import contextlib
+import contextvars
 import copy
 import errno
 import inspect
@@ -583,6 +584,46 @@ def test_put_by_several_threads(name, source, monkeypatch):
     a = sharr.put(name, data)
     assert np.array_equal(a, data) and a.dtype == data.dtype
     assert np.array_equal(sharr.put_all(f"{name}-all", {"x": data})["x"], data)
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_an_error_while_threads_copy(name, started, monkeypatch):
+    """As a signal handler's, which may come before a thread is started and after."""
+    at_work = []
+    copyto, start = np.copyto, sharr._thread.start_new_thread
+
+    def slow(*args):
+        at_work.append(None)
+        time.sleep(0.05)
+        copyto(*args)
+        at_work.pop()
+
+    def start_and_raise(*args):
+        if started:
+            start(*args)
+            while not at_work:
+                time.sleep(0.001)
+        raise RuntimeError("a handler's")
+
+    monkeypatch.setattr(sharr, "_BYTES_PER_THREAD", 1000)
+    monkeypatch.setattr(sharr._core, "available_processors", lambda: 2)
+    monkeypatch.setattr(sharr._thread, "start_new_thread", start_and_raise)
+    monkeypatch.setattr(np, "copyto", slow)
+    source = np.arange(30_000)[::2]
+    for call in (lambda: sharr.put(name, source), lambda: sharr.put_all(name, {"x": source})):
+        with pytest.raises(RuntimeError, match="a handler's"):
+            call()
+        assert not at_work and not (SHM / name).exists()
+
+
+def test_put_where_no_thread_is_to_be_had(name, monkeypatch):
+    monkeypatch.setattr(sharr, "_BYTES_PER_THREAD", 1000)
+    monkeypatch.setattr(sharr._core, "available_processors", lambda: 2)
+    # It raises RuntimeError when it is entered again, in C as the other.
+    context = contextvars.Context()
+    monkeypatch.setattr(sharr._thread, "start_new_thread", context.run)
+    source = np.arange(30_000)[::2]
+    assert np.array_equal(context.run(sharr.put, name, source), source)
 
 
 @pytest.mark.parametrize("kind", "SU")

@@ -244,10 +244,11 @@ class NewNamespace {
   NewNamespace(NewNamespace&& other) noexcept;
   ~NewNamespace();
 
-  // Adds an array by a name in the namespace, or in one in it ("x", "sub/x"), and returns it. Throws
-  // as create(); EEXIST when there is one of that name.
+  // Adds an array by a name in the namespace, or in one in it ("x", "sub/x"), and returns it; with
+  // elements, when they are given, as put() has them. Throws as create() and put(); EEXIST when there
+  // is one of that name.
   Array add(std::string_view leaf, const Shape& shape, const Dtype& dtype,
-            const CreateOptions& options = {});
+            const CreateOptions& options = {}, const void* elements = nullptr);
   // Throws as create().
   void publish();
 
@@ -259,7 +260,8 @@ class NewNamespace {
 // Makes an array with the elements given, which are as many bytes as shape and dtype say, in memory
 // order (options.order). Copied once, by several threads where that is quicker; takes what memory
 // it needs as it goes, and neither exist_ok nor reserve = false (EINVAL). Otherwise as create(),
-// but a name that is taken is EEXIST before anything is copied.
+// but a name that is taken is EEXIST before anything is copied, and elements that cannot be read, as
+// those of a mapped file that has been cut short, are EFAULT.
 Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* elements,
           const CreateOptions& options = {});
 
