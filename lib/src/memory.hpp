@@ -39,10 +39,9 @@ int readable(const void* at, std::uint64_t length) noexcept;
 std::uint64_t max_threads();
 
 // Of so many bytes in memory the pieces for in_pieces(): not so few that a thread has none, nor so
-// many that what is done after each takes long.
-constexpr std::uint64_t least_piece = std::uint64_t{4} << 20;
-constexpr std::uint64_t piece_of(std::uint64_t size) noexcept {
-  return std::clamp(size / 32 / least_piece, std::uint64_t{1}, std::uint64_t{8}) * least_piece;
+// many that what is done after each takes long. least: what takes longer than to start a thread.
+constexpr std::uint64_t piece_of(std::uint64_t size, std::uint64_t least) noexcept {
+  return std::clamp(size / 32, least, std::uint64_t{32} << 20) / least * least;
 }
 
 // Calls task(from, length) for all pieces of size, by as many threads as are worth it, until one

@@ -110,7 +110,7 @@ void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t si
                            const void* elements, const std::function<void()>& on_signal) {
   const bool written = pages == Pages::of_file;
   const std::uint64_t page =
-      pages == Pages::huge ? detail::huge_page_size() : detail::least_piece / 2;
+      pages == Pages::huge ? detail::huge_page_size() : std::uint64_t{2} << 20;
   const std::uint64_t whole = pages == Pages::huge ? size / page * page : 0;
   if (!written && ((whole > 0 && madvise(base, whole, MADV_HUGEPAGE) != 0) ||
                    (whole < size && madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0))) {
@@ -149,8 +149,9 @@ void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t si
     }
     return 0;
   };
-  const bool several = !written || (size > 2 * detail::least_piece && staging->in_memory());
-  const int error = detail::in_pieces(size, std::max(page, detail::piece_of(size)), piece,
+  const std::uint64_t least = std::uint64_t{pages == Pages::huge ? 16U : 4U} << 20;
+  const bool several = !written || staging->in_memory();
+  const int error = detail::in_pieces(size, std::max(page, detail::piece_of(size, least)), piece,
                                       on_signal, several ? 0 : 1);
   if (error == EINVAL && !written) {  // an older kernel
     staging->allocate(size, on_signal);
