@@ -742,13 +742,14 @@ void FileSystem::take_rights(Writing& writing, const sharr::Rights& now, const s
   const bool own_mode = same_mode && has(FUSE_SET_ATTR_MODE);
   // By its name its owner may say what is less for the draft of another, not what is more.
   const bool anothers = rights.uid != now.uid;
+  const bool lost_group = anothers && now.gid != before.gid && own.gid == before.gid;
   if (own_mode || (same_mode && writing.created) || anothers) {
     // A group that is not to be had stays what it was when the mode was set.
     if (!anothers && (own.uid != rights.uid || own.gid != rights.gid) &&
         fchown(fd, rights.uid, rights.gid) != 0 && own.uid != rights.uid) {
       throw sharr::Error(EPERM, uri);
     }
-    if (writing.given || !own_mode) sharr::grant_no_more(rights, fd, uri);
+    if (writing.given || !own_mode || lost_group) sharr::grant_no_more(rights, fd, uri);
   } else if (rights != own && !sharr::inherit(rights, fd, uri)) {
     throw sharr::Error(EPERM, uri);
   }
@@ -867,6 +868,7 @@ void FileSystem::outdate_rights(const struct stat& array, int rights) {
       catch_up(draft, *writing, rights);
     } catch (const std::system_error&) {  // whoever closes it will hear, but for what was said now
       writing->set &= ~rights;
+      if ((rights & FUSE_SET_ATTR_MODE) != 0) writing->created = false;
     }
   }
 }

@@ -108,7 +108,8 @@ int readable(const void* at, std::uint64_t length) noexcept {
   // madvise() takes what may be changed, and changes nothing here.
   auto* const start = const_cast<std::byte*>(static_cast<const std::byte*>(at)) - before;
   while (madvise(start, length + before, MADV_POPULATE_READ) != 0) {
-    if (errno != EINTR) return errno == EINVAL ? 0 : EFAULT;
+    if (errno == EFAULT || errno == EHWPOISON) return EFAULT;
+    if (errno != EINTR) return errno == ENOMEM ? ENOMEM : 0;
   }
   return 0;
 }

@@ -32,7 +32,7 @@ std::uint64_t huge_bytes(int fd, std::uint64_t size);
 int populate(std::byte* at, std::uint64_t length) noexcept;
 
 // Makes the pages of memory that is to be read exist, so that reading them does not end in a SIGBUS.
-// Returns 0 or an errno: EFAULT when they cannot be had; 0 from a kernel that cannot tell.
+// Returns 0 or an errno: EFAULT when they cannot be had, ENOMEM; 0 from a kernel that cannot tell.
 int readable(const void* at, std::uint64_t length) noexcept;
 
 // How many threads can work together; to find out takes a dozen system calls.

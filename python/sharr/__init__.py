@@ -30,7 +30,7 @@ and cannot be loaded is an `UnpicklingError`.
 
 import _thread
 import contextlib as _contextlib
-import threading as _threading
+import itertools as _itertools
 
 import numpy as _np
 
@@ -184,8 +184,8 @@ def put(name, array_like, *, replace=False):
     TypeError, ValueError
         NumPy makes no array, or one of Python objects, of this.
     OSError
-        As `create`. ``EFAULT``: what is to be copied is a mapped file that has
-        been cut short.
+        As `create`. ``EFAULT``: what is to be copied, if it is contiguous, is a
+        mapped file that has been cut short.
 
     Examples
     --------
@@ -199,8 +199,13 @@ def put(name, array_like, *, replace=False):
     source = _source(array_like)
     if source.flags.forc:
         return _core.put(name, source, bool(replace))
-    with build(name, source.shape, source.dtype, order=_order(source), replace=replace) as array:
-        _fill(array, source)
+    array = None
+    try:
+        with build(name, source.shape, source.dtype, order=_order(source), replace=replace) as array:
+            _fill(array, source)
+    except BaseException:
+        del array  # whoever keeps the error keeps this frame, but is to keep no memory by that
+        raise
     return array
 
 
@@ -219,53 +224,58 @@ _BYTES_PER_THREAD = 8 << 20
 
 
 def _fill(array, source):
-    """Copy source into array, of the same shape and order."""
+    """Copy source, which is not contiguous, into array, of the same shape."""
     threads = min(_core.available_processors(), array.nbytes // _BYTES_PER_THREAD)
     if threads < 2:
         array[...] = source
         return
+    from queue import SimpleQueue
+
     array = array.view(_np.ndarray)
-    if source.flags.fnc:
-        array, source = array.T, source.T
-    if source.flags.c_contiguous:
-        array, source = array.reshape(-1), source.reshape(-1)
     axis = max(range(array.ndim), key=array.shape.__getitem__)
     array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
     # Several for each thread, so that whoever presses Ctrl-C need not wait for all.
-    ends = [array.shape[0] * i // (4 * threads) for i in range(4 * threads + 1)]
-    left = [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
-    at_work, errors, changed = [], [], _threading.Event()
+    count = 4 * threads
+    ends = [array.shape[0] * i // count for i in range(count + 1)]
+    parts = [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
+    array = source = None  # see put()
+    numbers, copied, at_work, ended, errors = _itertools.count(), [], [], SimpleQueue(), []
 
     def copy():
+        for number in numbers:
+            if number >= len(parts):
+                return
+            _np.copyto(*parts[number])
+            copied.append(number)
+
+    def help_copy():
         at_work.append(None)  # before it takes any
         try:
-            while left:
-                with _contextlib.suppress(IndexError):
-                    _np.copyto(*left.pop())
+            copy()
         except BaseException as error:
             errors.append(error)
         finally:
             at_work.pop()
-            changed.set()
+            ended.put(None)
 
     try:
         for _ in range(threads - 1):
             try:
-                _thread.start_new_thread(copy, ())
+                _thread.start_new_thread(help_copy, ())
             except RuntimeError as error:  # too many processes, or the interpreter ends
                 if error.__traceback__.tb_next is not None:
                     raise  # a signal handler's
                 break
-        while left:
-            with _contextlib.suppress(IndexError):
-                _np.copyto(*left.pop())
+        copy()
+    except BaseException:
+        parts.clear()  # nobody begins another one
+        raise
     finally:
-        left.clear()
-        while at_work:  # what comes now finds nothing left
-            changed.wait()
-            changed.clear()
-    if errors:
-        raise errors.pop()
+        while at_work:
+            ended.get()
+        parts.clear()
+    if len(copied) < count:
+        raise errors.pop() if errors else MemoryError
 
 
 def wait(name, timeout=None, mode="r+"):
@@ -361,8 +371,7 @@ def put_all(where, arrays):
                 _fill(made[key], source)
         new.publish()
     except BaseException:
-        # Whoever keeps the error keeps this frame, but is to keep no memory by that.
-        del new
+        del new  # see put()
         made.clear()
         raise
     return made

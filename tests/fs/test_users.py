@@ -658,6 +658,12 @@ x, there = f"{point}/d/x", f"{behind}/d/x"
                 os.chown(x, -1, N), os.chmod(x, 0o640 if words == 0 else 0o644)
             os.close(fd)
             is_now(there, 2, 0, 0 if words > 0 else N, (0o640, 0o644, 0o640)[words])
+        put(there, N, 0o660)
+        fd = opened(x)
+        os.fchown(fd, 0, -1), os.fchmod(fd, 0o660)
+        os.chown(x, -1, 0)
+        os.close(fd)
+        is_now(there, 2, 0, N, 0o600)
     """, id="its owner's word by its name grants nothing to what is another's"),
     pytest.param("""
         os.chmod(f"{behind}/d", 0o777)

@@ -37,8 +37,10 @@ struct {
   // Called when pages are to be made in a mapping; as above.
   std::function<int()> on_populate;
   int processors = 0;
-  // Called once, when a directory has been made, before a file is linked and before it is written.
-  std::function<void()> after_mkdirat, before_linkat, before_pwrite;
+  // Called once, when a directory has been made, and before a file is linked.
+  std::function<void()> after_mkdirat, before_linkat;
+  // Called by whatever thread writes to a file, before it does.
+  std::function<void()> before_pwrite;
   // Of the next flock.
   int flock_errno = 0;
 } fake;
@@ -85,7 +87,7 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
 }
 
 ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
-  if (fake.before_pwrite) std::exchange(fake.before_pwrite, nullptr)();
+  if (fake.before_pwrite) fake.before_pwrite();
   return syscall(SYS_pwrite64, fd, data, size, offset);
 }
 
@@ -140,6 +142,10 @@ class Staging : public testing::Test {
   static bool fits(std::uint64_t size) {
     struct statvfs fs;
     return statvfs("/dev/shm", &fs) == 0 && fs.f_bavail * fs.f_frsize > 2 * size;
+  }
+  // Gives up at last.
+  static void wait_until(const std::function<bool()>& condition) {
+    for (int tries = 0; tries < 30'000 && !condition(); ++tries) usleep(1000);
   }
   Array make(const std::string& leaf, std::int64_t count = 10, const CreateOptions& options = {}) {
     return create(space_.uri(leaf), {count}, Dtype("f8"), options);
@@ -448,11 +454,10 @@ TEST_F(Staging, SeveralThreadsCopyWhatIsPut) {
     std::atomic<int> populated = 0;
     fake.on_populate = [&] {
       ++populated;
-      populated.notify_one();
       return error;
     };
     // The file is written by one of them; to wait for the other is to be sure that it runs.
-    fake.before_pwrite = [&] { populated.wait(0); };
+    fake.before_pwrite = [&] { wait_until([&] { return populated > 0; }); };
     const Array a = put(space_.uri("a"), {count}, Dtype("f8"), elements.data());
     EXPECT_GT(populated, 0);
     EXPECT_TRUE(std::ranges::equal(a.as<double>(), elements));
@@ -472,14 +477,8 @@ TEST_F(Staging, MemoryThatEndsWhileItIsTakenIsNoSpace) {
   for (const bool no_tmpfile : {true, false}) {
     fake.no_tmpfile = no_tmpfile;
     std::atomic<int> left = 1;
-    fake.on_populate = [&] {
-      if (--left >= 0) return 0;
-      left.notify_one();
-      return EFAULT;
-    };
-    fake.before_pwrite = [&] {
-      for (int now = left; now >= 0; now = left) left.wait(now);
-    };
+    fake.on_populate = [&] { return --left < 0 ? EFAULT : 0; };
+    fake.before_pwrite = [&] { wait_until([&] { return left < 0; }); };
     EXPECT_EQ(caught([&] { put(space_.uri("a"), {4 << 20}, Dtype("f8"), elements.data()); }).errnum,
               ENOSPC);
     EXPECT_TRUE(space_.files().empty());

@@ -586,24 +586,32 @@ def test_put_by_several_threads(name, source, monkeypatch):
     assert np.array_equal(sharr.put_all(f"{name}-all", {"x": data})["x"], data)
 
 
-@pytest.mark.parametrize("started", [0, 1])
-def test_an_error_while_threads_copy(name, started, monkeypatch):
-    """As a signal handler's, which may come before a thread is started and after."""
-    at_work = []
+@pytest.mark.parametrize("when", ["before", "after", "copying", "helping"])
+@pytest.mark.parametrize("raised", [RuntimeError, IndexError])
+def test_an_error_while_threads_copy(name, when, raised, monkeypatch):
+    """As a signal handler's, which may come before a thread is started, after, or while it works."""
+    at_work, seen = [], set()
     copyto, start = np.copyto, sharr._thread.start_new_thread
+    me = threading.get_ident()
 
     def slow(*args):
+        seen.add(threading.get_ident())
+        if when in ("copying", "helping"):
+            wait_until(lambda: len(seen) == 2, "both")
+            if (when == "copying") == (threading.get_ident() == me):
+                raise raised("a handler's")
         at_work.append(None)
         time.sleep(0.05)
         copyto(*args)
         at_work.pop()
 
     def start_and_raise(*args):
-        if started:
+        if when != "before":
             start(*args)
-            while not at_work:
-                time.sleep(0.001)
-        raise RuntimeError("a handler's")
+        if when == "after":
+            wait_until(lambda: at_work, "the other")
+        if when in ("before", "after"):
+            raise raised("a handler's")
 
     monkeypatch.setattr(sharr, "_BYTES_PER_THREAD", 1000)
     monkeypatch.setattr(sharr._core, "available_processors", lambda: 2)
@@ -611,9 +619,32 @@ def test_an_error_while_threads_copy(name, started, monkeypatch):
     monkeypatch.setattr(np, "copyto", slow)
     source = np.arange(30_000)[::2]
     for call in (lambda: sharr.put(name, source), lambda: sharr.put_all(name, {"x": source})):
-        with pytest.raises(RuntimeError, match="a handler's"):
+        seen.clear()
+        with pytest.raises(raised, match="a handler's"):
             call()
         assert not at_work and not (SHM / name).exists()
+
+
+def test_an_error_keeps_no_memory(name, monkeypatch):
+    def fail(*parts):
+        del parts  # which this frame keeps, too
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sharr, "_BYTES_PER_THREAD", 1000)
+    monkeypatch.setattr(sharr._core, "available_processors", lambda: 2)
+    def mapped():
+        with open("/proc/self/maps") as maps:
+            return sum(str(SHM) in line for line in maps)
+
+    monkeypatch.setattr(np, "copyto", fail)
+    source = np.arange(30_000)[::2]
+    before = mapped()
+    errors = []
+    for call in (lambda: sharr.put(name, source), lambda: sharr.put_all(name, {"x": source})):
+        with pytest.raises(KeyboardInterrupt) as error:
+            call()
+        errors.append(error)
+        assert mapped() == before
 
 
 def test_put_where_no_thread_is_to_be_had(name, monkeypatch):
