@@ -175,12 +175,13 @@ bool FileSystem::holds(std::uint64_t changes, const Node& directory) const {
 }
 
 bool FileSystem::remembered(const Node& node) const {
-  return node.lookups > 0 && node.epoch == epoch_;
+  return node.lookups > 0 && node.epoch >= expired_;
 }
 
 bool FileSystem::remembered_elsewhere(const Node& node, const NodePtr& parent,
                                       const std::string& name) const {
-  return node.placed && remembered(node) && (node.parent != parent || node.name != name);
+  // What has no name here any more may have one there for a moment.
+  return remembered(node) && !(node.placed && node.parent == parent && node.name == name);
 }
 
 void FileSystem::place(const NodePtr& node, const NodePtr& parent, const std::string& name) {
@@ -214,9 +215,11 @@ std::vector<FileSystem::NodePtr> FileSystem::placed_at(const Node& parent,
 }
 
 void FileSystem::expire_names() {
+  std::uint64_t epoch = 0;
   {
     const std::lock_guard lock(mutex_);
-    ++epoch_;  // before the kernel's, so that what has this one has not an earlier one there
+    // Before the kernel's, so that what has this one has not an earlier one there.
+    epoch = ++epoch_;
     if (listings_ > 0) repeat_ = true;
   }
   const OutHeader notification{.length = sizeof(OutHeader), .error = inc_epoch_code, .unique = 0};
@@ -224,6 +227,9 @@ void FileSystem::expire_names() {
       errno != ENODEV && remembers_.exchange(false)) {  // ENODEV: unmounted
     fuse_log(FUSE_LOG_ERR, "cannot make the kernel forget names: %s\n", strerror(errno));
   }
+  // Not before: whoever finds that a name need not expire any more answers its caller.
+  const std::lock_guard lock(mutex_);
+  expired_ = std::max(expired_, epoch);
 }
 
 void FileSystem::prune(const std::vector<NodePtr>& nodes) {

@@ -1044,6 +1044,16 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   std::vector<std::optional<Replaced>> outdated;
   std::unique_lock order(publishing_);
   std::optional<Replaced> replaces, made;
+  std::vector<NodePtr> replaced;
+  const auto give_name = [&](bool replace) {
+    {
+      // Inotify tells at once: who hears it may have taken the name from them when this comes to
+      // them again, but not from the kernel yet.
+      const std::lock_guard lock(mutex_);
+      replaced = placed_at(*parent, name);
+    }
+    writing.draft.publish(directory.get(), name, replace);
+  };
   bool expected = false;
   for (bool done = false; !done;) {
     replaces.reset();
@@ -1075,7 +1085,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
           (request != nullptr && own(replaces->rights) && own(made->rights) && is_his())) {
         caller.emplace(request);
       }
-      writing.draft.publish(directory.get(), name, true);
+      give_name(true);
       done = true;
       continue;
     }
@@ -1087,7 +1097,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     }
     made.emplace(writing.draft.fd());
     try {
-      writing.draft.publish(directory.get(), name, false);
+      give_name(false);
       done = true;
     } catch (const sharr::Error& error) {
       // Somebody has published an array in between: look again. Anything else is not replaced.
@@ -1098,7 +1108,6 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   }
   writing.published = true;
   const struct stat st = stat_of(writing.draft.fd());
-  std::vector<NodePtr> replaced;
   {
     const std::lock_guard lock(mutex_);
     remember(*node, writing.draft.fd(), st, info);
@@ -1129,8 +1138,10 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     }
     node->writing.reset();
     ++parent->changes;
-    replaced = placed_at(*parent, name);
-    for (const NodePtr& old : replaced) retire(old);
+    for (const NodePtr& old : placed_at(*parent, name)) {
+      retire(old);
+      if (std::ranges::find(replaced, old) == replaced.end()) replaced.push_back(old);
+    }
   }
   order.unlock();  // what follows may wait for the kernel
   // At once, and not when inotify tells: whoever looks after this sees it.

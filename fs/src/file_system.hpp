@@ -237,7 +237,8 @@ class FileSystem {
   std::set<pid_t> insisting_;                    // the threads that insists() has refused
   std::unordered_map<int, fuse_ino_t> watched_;  // directories, by watch
   std::unordered_multimap<std::size_t, fuse_ino_t> places_;  // by hash of parent and name
-  std::uint64_t epoch_ = 1;                                  // of the names that the kernel has
+  std::uint64_t epoch_ = 1;                                  // of the names that the kernel is told
+  std::uint64_t expired_ = 1;                                // those of earlier ones it has no more
   std::size_t listings_ = 0;                                 // Directory::in_kernel
   bool repeat_ = false;                                      // names expired during one of them
   int repeat_after_ = 0;                                     // milliseconds

@@ -122,7 +122,7 @@ struct FileSystem::Operations {
           {
             const std::lock_guard lock(fs.mutex_);
             time = fs.attribute_time(*node, st);
-            nameless = st.st_nlink == 0 && node->epoch == fs.epoch_;
+            nameless = st.st_nlink == 0 && fs.remembered(*node);
           }
           // Who sees that a file has no name must not find it by one.
           if (nameless) fs.expire_names();

@@ -31,6 +31,7 @@ and cannot be loaded is an `UnpicklingError`.
 import _thread
 import contextlib as _contextlib
 import itertools as _itertools
+import sys as _sys
 
 import numpy as _np
 
@@ -199,12 +200,14 @@ def put(name, array_like, *, replace=False):
     source = _source(array_like)
     if source.flags.forc:
         return _core.put(name, source, bool(replace))
-    array = None
+    new = array = None
     try:
-        with build(name, source.shape, source.dtype, order=_order(source), replace=replace) as array:
-            _fill(array, source)
+        new = _core.NewArray(name, source.shape, source.dtype, _order(source), bool(replace))
+        array = new.array()
+        _fill(array, source)
+        new.publish()
     except BaseException:
-        del array  # whoever keeps the error keeps this frame, but is to keep no memory by that
+        del new, array  # whoever keeps the error keeps this frame, but is to keep no memory by that
         raise
     return array
 
@@ -225,12 +228,21 @@ _BYTES_PER_THREAD = 8 << 20
 
 def _fill(array, source):
     """Copy source, which is not contiguous, into array, of the same shape."""
+    try:
+        _copy(array, source)
+    except BaseException as error:
+        from traceback import clear_frames
+
+        del array  # see put()
+        clear_frames(error.__traceback__)
+        raise
+
+
+def _copy(array, source):
     threads = min(_core.available_processors(), array.nbytes // _BYTES_PER_THREAD)
-    if threads < 2:
+    if threads < 2 or _sys.is_finalizing():
         array[...] = source
         return
-    from queue import SimpleQueue
-
     array = array.view(_np.ndarray)
     axis = max(range(array.ndim), key=array.shape.__getitem__)
     array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
@@ -238,8 +250,7 @@ def _fill(array, source):
     count = 4 * threads
     ends = [array.shape[0] * i // count for i in range(count + 1)]
     parts = [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
-    array = source = None  # see put()
-    numbers, copied, at_work, ended, errors = _itertools.count(), [], [], SimpleQueue(), []
+    numbers, copied, errors, at_work = _itertools.count(), [], [], []
 
     def copy():
         for number in numbers:
@@ -248,32 +259,31 @@ def _fill(array, source):
             _np.copyto(*parts[number])
             copied.append(number)
 
-    def help_copy():
-        at_work.append(None)  # before it takes any
+    def help_copy(lock):
         try:
             copy()
         except BaseException as error:
             errors.append(error)
         finally:
-            at_work.pop()
-            ended.put(None)
+            lock.release()
 
     try:
         for _ in range(threads - 1):
+            lock = _thread.allocate_lock()
+            lock.acquire()
             try:
-                _thread.start_new_thread(help_copy, ())
-            except RuntimeError as error:  # too many processes, or the interpreter ends
+                _thread.start_new_thread(help_copy, (lock,))
+            except RuntimeError as error:  # too many processes
                 if error.__traceback__.tb_next is not None:
                     raise  # a signal handler's
                 break
+            at_work.append(lock)
         copy()
+        for lock in at_work:
+            lock.acquire()
     except BaseException:
         parts.clear()  # nobody begins another one
         raise
-    finally:
-        while at_work:
-            ended.get()
-        parts.clear()
     if len(copied) < count:
         raise errors.pop() if errors else MemoryError
 
