@@ -1045,7 +1045,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   std::unique_lock order(publishing_);
   std::optional<Replaced> replaces, made;
   std::vector<NodePtr> replaced;
-  const auto give_name = [&](bool replace) {
+  const auto give_name = [&, &parent = parent, &name = name](bool replace) {
     {
       // Inotify tells at once: who hears it may have taken the name from them when this comes to
       // them again, but not from the kernel yet.
