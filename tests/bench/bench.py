@@ -158,16 +158,18 @@ def row(what, count, rounds, first, others, limits={}, twice=False):
     """
     progress(what)
     sides = [first, *others]
-    for side in sides:
-        side.measure(count)  # warm
-    for turn in range(rounds):
-        first_now = turn % len(sides)
-        for side in sides[first_now:] + sides[:first_now]:
-            if twice:
-                side.measure(count)
-            side.samples.append(side.measure(count))
-    for side in sides:
-        side.close()
+    try:
+        for side in sides:
+            side.measure(count)  # warm
+        for turn in range(rounds):
+            first_now = turn % len(sides)
+            for side in sides[first_now:] + sides[:first_now]:
+                if twice:
+                    side.measure(count)
+                side.samples.append(side.measure(count))
+    finally:  # nobody is left to write where this /dev/shm was
+        for side in sides:
+            side.close()
     for other in others:
         ratios = sorted(a / b for a, b in zip(first.samples, other.samples))
         report(what, first, other, ratios, limits.get(other.label))
@@ -282,7 +284,8 @@ def attach():
     with shm(SMALL):
         row("attach", 300, 15, ours(MAKE, "x = sharr.attach('a'); del x"),
             [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side(),
-             plain("np.memmap", SAVE, f"x = np.memmap('{SHM}/f.npy', float, 'r+', 128, 128); del x"),
+             plain("np.memmap", SAVE.replace("/f.npy", "/g.npy"),
+                   f"x = np.memmap('{SHM}/g.npy', float, 'r+', 128, 128); del x"),
              plain("joblib.load", DUMP, f"x = joblib.load('{SHM}/j', mmap_mode='r+'); del x"),
              floor("attach", "a")], {"SharedArray": 1.15})  # fmt: skip
         row("attach, C++", 300, 15, library("attach"), [floor("attach", "a")])
