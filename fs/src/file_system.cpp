@@ -1044,16 +1044,6 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   std::vector<std::optional<Replaced>> outdated;
   std::unique_lock order(publishing_);
   std::optional<Replaced> replaces, made;
-  std::vector<NodePtr> replaced;
-  const auto give_name = [&, &parent = parent, &name = name](bool replace) {
-    {
-      // Inotify tells at once: who hears it may have taken the name from them when this comes to
-      // them again, but not from the kernel yet.
-      const std::lock_guard lock(mutex_);
-      replaced = placed_at(*parent, name);
-    }
-    writing.draft.publish(directory.get(), name, replace);
-  };
   bool expected = false;
   for (bool done = false; !done;) {
     replaces.reset();
@@ -1085,7 +1075,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
           (request != nullptr && own(replaces->rights) && own(made->rights) && is_his())) {
         caller.emplace(request);
       }
-      give_name(true);
+      writing.draft.publish(directory.get(), name, true);
       done = true;
       continue;
     }
@@ -1097,7 +1087,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     }
     made.emplace(writing.draft.fd());
     try {
-      give_name(false);
+      writing.draft.publish(directory.get(), name, false);
       done = true;
     } catch (const sharr::Error& error) {
       // Somebody has published an array in between: look again. Anything else is not replaced.
@@ -1108,6 +1098,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   }
   writing.published = true;
   const struct stat st = stat_of(writing.draft.fd());
+  std::vector<NodePtr> replaced;
   {
     const std::lock_guard lock(mutex_);
     remember(*node, writing.draft.fd(), st, info);
@@ -1138,9 +1129,18 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     }
     node->writing.reset();
     ++parent->changes;
-    for (const NodePtr& old : placed_at(*parent, name)) {
-      retire(old);
-      if (std::ranges::find(replaced, old) == replaced.end()) replaced.push_back(old);
+    replaced = placed_at(*parent, name);
+    // Who hears of it by inotify, or has closed another, may have taken the name from the old one,
+    // but not from the kernel yet.
+    for (const fuse_ino_t id : retired_) {
+      const auto found = nodes_.find(id);
+      if (found == nodes_.end()) continue;
+      const NodePtr& old = found->second;
+      const bool here = old->parent == parent && old->name == name;
+      if (!old->placed && here && remembered(*old)) replaced.push_back(old);
+    }
+    for (const NodePtr& old : replaced) {
+      if (old->placed) retire(old);
     }
   }
   order.unlock();  // what follows may wait for the kernel

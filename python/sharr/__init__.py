@@ -228,35 +228,13 @@ _BYTES_PER_THREAD = 8 << 20
 
 def _fill(array, source):
     """Copy source, which is not contiguous, into array, of the same shape."""
-    try:
-        _copy(array, source)
-    except BaseException as error:
-        from traceback import clear_frames
-
-        del array  # see put()
-        clear_frames(error.__traceback__)
-        raise
-
-
-def _copy(array, source):
-    threads = min(_core.available_processors(), array.nbytes // _BYTES_PER_THREAD)
-    if threads < 2 or _sys.is_finalizing():
-        array[...] = source
-        return
-    array = array.view(_np.ndarray)
-    axis = max(range(array.ndim), key=array.shape.__getitem__)
-    array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
-    # Several for each thread, so that whoever presses Ctrl-C need not wait for all.
-    count = 4 * threads
-    ends = [array.shape[0] * i // count for i in range(count + 1)]
-    parts = [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
-    numbers, copied, errors, at_work = _itertools.count(), [], [], []
+    parts, numbers, copied, errors, at_work = [], _itertools.count(), [], [], []
 
     def copy():
         for number in numbers:
             if number >= len(parts):
                 return
-            _np.copyto(*parts[number])
+            parts[number][0][...] = parts[number][1]
             copied.append(number)
 
     def help_copy(lock):
@@ -268,6 +246,17 @@ def _copy(array, source):
             lock.release()
 
     try:
+        threads = min(_core.available_processors(), array.nbytes // _BYTES_PER_THREAD)
+        if threads < 2 or _sys.is_finalizing():
+            array[...] = source
+            return
+        array = array.view(_np.ndarray)
+        axis = max(range(array.ndim), key=array.shape.__getitem__)
+        array, source = _np.moveaxis(array, axis, 0), _np.moveaxis(source, axis, 0)
+        # Several for each thread, so that whoever presses Ctrl-C need not wait for all.
+        count = 4 * threads
+        ends = [array.shape[0] * i // count for i in range(count + 1)]
+        parts += [(array[start:end], source[start:end]) for start, end in zip(ends, ends[1:])]
         for _ in range(threads - 1):
             lock = _thread.allocate_lock()
             lock.acquire()
@@ -280,12 +269,15 @@ def _copy(array, source):
             at_work.append(lock)
         copy()
         for lock in at_work:
-            lock.acquire()
-    except BaseException:
+            while not lock.acquire(timeout=0.1):
+                if len(copied) == count or errors:
+                    break  # it has not begun, and will find nothing left
+        del errors[1:]
+        if len(copied) < count:
+            raise errors.pop() if errors else MemoryError
+    finally:
+        array = source = None  # see put()
         parts.clear()  # nobody begins another one
-        raise
-    if len(copied) < count:
-        raise errors.pop() if errors else MemoryError
 
 
 def wait(name, timeout=None, mode="r+"):
