@@ -752,13 +752,14 @@ def test_one_winner(name):
 def test_killed_creators_leave_nothing_half(name):
     code = """
         import sys, sharr
-        print(flush=True)
         i = 0
         while True:
             sharr.create(f"shm://{sys.argv[1]}/{i % 50}", (1 + i % 3) * 200_000, "u1", exist_ok=False)
             sharr.delete(f"shm://{sys.argv[1]}/{i % 50}") if i % 2 else sharr.delete(
                 f"shm://{sys.argv[1]}/{i % 50}", missing_ok=True)
             i += 1
+            if i == 1:
+                print(flush=True)  # the namespace is there
     """
 
     generator = random.Random(1)
