@@ -821,6 +821,12 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   if (fd) set_replaced(writing, Replaced(fd.get()));
 }
 
+// A draft gives up what it has of its own.
+void FileSystem::outdate(Writing& writing, int rights) {
+  writing.set &= ~rights;
+  if ((rights & FUSE_SET_ATTR_MODE) != 0) writing.created = false;
+}
+
 // A draft takes over what the array that it is to replace has got until now, if that still has the
 // name; outdated: and gives up what it has of its own of that. publishing_ is held.
 void FileSystem::catch_up(const NodePtr& draft, Writing& writing, int outdated) {
@@ -830,8 +836,7 @@ void FileSystem::catch_up(const NodePtr& draft, Writing& writing, int outdated) 
   if (!fd) return;
   Replaced now(fd.get());
   if (!now.same(*writing.replaces)) return;
-  writing.set &= ~outdated;
-  if ((outdated & FUSE_SET_ATTR_MODE) != 0) writing.created = false;
+  outdate(writing, outdated);
   take_rights(writing, now.rights, prefix_of(parent) + name);
   writing.replaces = std::move(now);
 }
@@ -867,8 +872,7 @@ void FileSystem::outdate_rights(const struct stat& array, int rights) {
     try {
       catch_up(draft, *writing, rights);
     } catch (const std::system_error&) {  // whoever closes it will hear, but for what was said now
-      writing->set &= ~rights;
-      if ((rights & FUSE_SET_ATTR_MODE) != 0) writing->created = false;
+      outdate(*writing, rights);
     }
   }
 }

@@ -192,6 +192,7 @@ class FileSystem {
   int set_rights(const NodePtr& draft, Writing& writing, int rights);
   void unset_rights(Writing& writing, int rights);
   void outdate_rights(const struct stat& array, int rights);
+  static void outdate(Writing& writing, int rights);
   void catch_up(const NodePtr& draft, Writing& writing, int outdated);
   std::optional<struct stat> overwritten(const NodePtr& draft);
   std::optional<fuse_entry_param> enter_overwriting(const NodePtr& parent, const std::string& name,

@@ -237,8 +237,11 @@ ATTACH_MEMORY = (
 )
 NPY = b"{'descr': '|u1', 'fortran_order': False, 'shape': (0,), }"
 NPY = b"\x93NUMPY\x01\x00\x76\x00" + NPY.ljust(117) + b"\n"
-SAVE = f"import numpy as np\nnp.save('{SHM}/f.npy', np.zeros(128))\n"
 DUMP = f"import joblib, numpy as np\njoblib.dump(np.zeros(128), '{SHM}/j')\n"
+
+
+def saved(file):
+    return f"import numpy as np\nnp.save('{SHM}/{file}', np.zeros(128))\n"
 
 
 def memory_side():
@@ -246,7 +249,7 @@ def memory_side():
 
 
 def load_side():
-    return plain("np.load(mmap_mode)", SAVE, f"x = np.load('{SHM}/f.npy', mmap_mode='r+'); del x")
+    return plain("np.load(mmap_mode)", saved("f.npy"), f"x = np.load('{SHM}/f.npy', mmap_mode='r+'); del x")
 
 
 def fresh(label, name, setup, make, attach, python=ME):
@@ -284,7 +287,7 @@ def attach():
     with shm(SMALL):
         row("attach", 300, 15, ours(MAKE, "x = sharr.attach('a'); del x"),
             [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side(),
-             plain("np.memmap", SAVE.replace("/f.npy", "/g.npy"),
+             plain("np.memmap", saved("g.npy"),
                    f"x = np.memmap('{SHM}/g.npy', float, 'r+', 128, 128); del x"),
              plain("joblib.load", DUMP, f"x = joblib.load('{SHM}/j', mmap_mode='r+'); del x"),
              floor("attach", "a")], {"SharedArray": 1.15})  # fmt: skip

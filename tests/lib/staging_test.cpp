@@ -36,7 +36,7 @@ struct {
   std::function<int(off_t, off_t)> on_fallocate;
   // Called when pages are to be made in a mapping; as above.
   std::function<int()> on_populate;
-  int processors = 0;
+  int processors = 0;  // as many as there are
   // Called once, when a directory has been made, and before a file is linked.
   std::function<void()> after_mkdirat, before_linkat;
   // Called by whatever thread writes to a file, before it does.
