@@ -38,6 +38,7 @@ struct NewArray::State {
   std::optional<Array> array;
 
  private:
+  bool write_whole(const std::string& header, std::uint64_t nbytes, const void* elements);
   void take(std::byte* base, std::size_t header, std::uint64_t size, detail::Pages pages,
             const void* elements, const std::function<void()>& on_signal);
   // Throws what a system call's errno says.

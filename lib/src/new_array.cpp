@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -56,14 +57,15 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
                        const CreateOptions& options, std::optional<detail::Place> directory,
                        const void* elements)
     : name(directory ? given : detail::behind_mount(given)), replace(options.replace) {
-  std::string header;
+  std::shared_ptr<const std::string> made;
   std::uint64_t nbytes = 0;
   try {
     nbytes = detail::data_size(shape, dtype.itemsize());
-    header = detail::format_header(dtype, shape, options.order);
+    made = detail::format_header(dtype, shape, options.order);
   } catch (const ParseError& error) {
     throw ArgumentError(name.given(), error.what());
   }
+  const std::string& header = *made;
   const std::uint64_t size = header.size() + nbytes;
   if (directory) {
     staging.emplace(name, *std::move(directory), detail::creation_mode, size);
@@ -73,11 +75,14 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
     staging.emplace(name, size, replace, old ? mode_t{0600} : detail::creation_mode);
   }
   const Pages pages = pages_of(options, size, staging->fd(), name);
-  const bool written = elements != nullptr && size >= detail::huge_threshold;
-  if (pages == Pages::of_file && !written) {
-    staging->allocate(options.reserve ? size : header.size(), options.on_signal);
-  } else {
+  // By take(), once it is mapped.
+  const bool taken =
+      pages != Pages::of_file || (elements != nullptr && size >= detail::huge_threshold);
+  const bool whole = !taken && options.reserve && write_whole(header, nbytes, elements);
+  if (taken) {
     staging->extend(size);
+  } else if (!whole) {
+    staging->allocate(options.reserve ? size : header.size(), options.on_signal);
   }
   const detail::Stat stat = detail::stat_file(staging->fd(), name.given());
   staging->trim(stat.st, options.reserve ? size : header.size());
@@ -91,7 +96,8 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   array = ArrayAccess::map(std::move(info), stat.identity, Mode::read_write, staging->fd(),
                            name.given());
   auto* const data = static_cast<std::byte*>(array->data());
-  if (pages != Pages::of_file || written) {
+  if (whole) return;
+  if (taken) {
     take(data - header.size(), header.size(), size, pages, elements, options.on_signal);
   } else if (elements != nullptr && nbytes > 0) {
     if (const int failed = detail::readable(elements, nbytes); failed != 0) fail(failed);
@@ -99,6 +105,18 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
   }
   // Not through the mapping, which would take a fault for a page that nobody touches again.
   staging->write(header.data(), header.size(), 0);
+}
+
+// In memory, where to write a page is to take it, a small array is written at once, which spares a
+// call that takes it and a fault for each page of the elements. False where that is no gain.
+bool NewArray::State::write_whole(const std::string& header, std::uint64_t nbytes,
+                                  const void* elements) {
+  static const std::array<std::byte, 16 << 10> zeros{};  // more are had quicker otherwise
+  if (elements == nullptr && nbytes > zeros.size()) return false;
+  if (!name.shm() && !staging->in_memory()) return false;
+  const void* const data = elements != nullptr ? elements : zeros.data();
+  if (const int failed = staging->try_write(header, data, nbytes); failed != 0) fail(failed);
+  return true;
 }
 
 // Takes the memory, and copies the elements, if there are any. As the file system gives it, it is

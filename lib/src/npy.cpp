@@ -153,17 +153,18 @@ std::string format(const Dtype& dtype, const Shape& shape, Order order) {
 
 }  // namespace
 
-std::string format_header(const Dtype& dtype, const Shape& shape, Order order) {
+std::shared_ptr<const std::string> format_header(const Dtype& dtype, const Shape& shape,
+                                                 Order order) {
   // As for parse_header(): the last one made, as likely the next.
   thread_local struct {
     std::optional<Dtype> dtype;
     Shape shape;
     Order order;
-    std::string header;
+    std::shared_ptr<const std::string> header;
   } last;
   if (last.dtype == dtype && last.shape == shape && last.order == order) return last.header;
-  std::string header = format(dtype, shape, order);
-  if (header.size() <= alignment) {
+  auto header = std::make_shared<const std::string>(format(dtype, shape, order));
+  if (header->size() <= alignment) {
     last.dtype.reset();  // until all are there
     last.shape = shape;
     last.order = order;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -27,7 +28,8 @@ Info parse_header(std::string_view head);
 
 // Magic, version, length and header, padded so that the data can follow. Throws ParseError when it
 // would be longer than max_header.
-std::string format_header(const Dtype& dtype, const Shape& shape, Order order);
+std::shared_ptr<const std::string> format_header(const Dtype& dtype, const Shape& shape,
+                                                 Order order);
 
 // Bytes of shape x itemsize. Throws ParseError when an extent is negative, there are too many, or
 // the array would not fit the address space. As in NumPy, the other extents count even when one is

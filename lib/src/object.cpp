@@ -559,7 +559,7 @@ Info parse_header(std::string_view head, std::string_view uri) {
 }
 
 std::string format_header(const Info& info) {
-  return detail::format_header(info.dtype, info.shape, info.order);
+  return *detail::format_header(info.dtype, info.shape, info.order);
 }
 
 Info read_info(int fd, const struct stat& st, std::string_view uri) {

@@ -5,9 +5,11 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/statfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <exception>
 #include <fstream>
@@ -292,6 +294,22 @@ int Staging::try_write(const void* data, std::uint64_t length,
     length -= static_cast<std::uint64_t>(n);
   }
   return 0;
+}
+
+int Staging::try_write(std::string_view header, const void* data,
+                       std::uint64_t length) const noexcept {
+  // Neither is written to.
+  const std::array<iovec, 2> both = {iovec{const_cast<char*>(header.data()), header.size()},
+                                     iovec{const_cast<void*>(data), length}};
+  const ssize_t n = pwritev(file_.get(), both.data(), both.size(), 0);
+  // What is missing, if only to hear why.
+  const auto done = static_cast<std::uint64_t>(std::max<ssize_t>(n, 0));
+  const std::uint64_t first = std::min<std::uint64_t>(done, header.size());
+  const std::uint64_t second = done - first;
+  const int error = try_write(header.data() + first, header.size() - first, first);
+  if (error != 0) return error;
+  return try_write(static_cast<const char*>(data) + second, length - second,
+                   header.size() + second);
 }
 
 void Staging::write(const void* data, std::uint64_t length, std::uint64_t offset) const {

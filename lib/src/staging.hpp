@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "system.hpp"
 
@@ -47,6 +48,8 @@ class Staging {
   void write(const void* data, std::uint64_t length, std::uint64_t offset) const;
   // The same by any thread: returns 0 or an errno.
   int try_write(const void* data, std::uint64_t length, std::uint64_t offset) const noexcept;
+  // At the file's beginning, with what comes before it.
+  int try_write(std::string_view header, const void* data, std::uint64_t length) const noexcept;
   // What is said when there is none: errnum is ENOSPC or EDQUOT.
   [[noreturn]] void throw_no_space(int errnum) const;
   // Gives the file its name. Throws Error EEXIST when there is one already; with replace whatever

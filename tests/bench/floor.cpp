@@ -67,12 +67,11 @@ void attach(const std::string& path, bool first) {
 void create_and_delete(const std::string& path) {
   const std::string directory = path.substr(0, path.rfind('/') + 1);
   struct statx st;
-  char head[page] = {};
+  char file[small] = {};
   const int fd = check(open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666), "O_TMPFILE");
-  check(fallocate(fd, 0, 0, small), "fallocate");
+  check(pwrite(fd, file, sizeof(file), 0), "pwrite");
   check(statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &st), "statx");  // which knows the time of birth
   char* const base = map(fd, small);
-  check(pwrite(fd, head, sizeof(head), 0), "pwrite");
   if (linkat(fd, "", AT_FDCWD, path.c_str(), AT_EMPTY_PATH) != 0) {
     const std::string self = "/proc/self/fd/" + std::to_string(fd);
     check(linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW), "linkat");

@@ -55,7 +55,7 @@ void header(std::string_view bytes) {
     return;
   }
   check_info(*info);
-  const std::string written = detail::format_header(info->dtype, info->shape, info->order);
+  const std::string written = *detail::format_header(info->dtype, info->shape, info->order);
   require(written.size() % detail::alignment == 0, "our header ends on a page");
   require(detail::header_size(written) == written.size(), "our header has its size");
   require(equal(detail::parse_header(written), *info), "our header reads the same");

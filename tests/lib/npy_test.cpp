@@ -224,7 +224,7 @@ TEST(NpyReader, SubArraysMayHaveNoMoreDimensionsThanArrays) {
 // As numpy.lib.format writes it, up to the padding.
 void expect_written(const Dtype& dtype, const Shape& shape, Order order, std::string_view text,
                     int major = 1) {
-  const std::string header = detail::format_header(dtype, shape, order);
+  const std::string header = *detail::format_header(dtype, shape, order);
   const std::size_t prefix = major == 1 ? 10 : 12;
   ASSERT_EQ(header.size(), 4096u);
   EXPECT_EQ(header.substr(0, 6), "\x93NUMPY");
@@ -274,7 +274,7 @@ TEST(NpyWriter, TakesTheVersionThatTheHeaderNeeds) {
        {Case{100, "field", 1, 4096}, Case{300, "field", 1, 8192}, Case{2900, "field", 1, 65536},
         Case{3100, "field", 2, 69632}, Case{10, "名", 3, 4096}, Case{300, "名", 3, 8192}}) {
     const Dtype dtype(many_fields(fields, stem));
-    const std::string header = detail::format_header(dtype, {2}, Order::c);
+    const std::string header = *detail::format_header(dtype, {2}, Order::c);
     EXPECT_EQ(header.size(), size) << fields << stem;
     EXPECT_EQ(header[6], version) << fields << stem;
     const Info info = detail::parse_header(header);
@@ -287,7 +287,7 @@ TEST(NpyWriter, EveryLengthAroundAPageLeavesRoomForTheLineEnd) {
   for (const std::size_t around : {std::size_t{4096}, std::size_t{65536}}) {
     for (std::size_t n = around - 100; n < around + 20; ++n) {
       const Dtype dtype("[('" + std::string(n, 'a') + "', '<f4')]");
-      const std::string header = detail::format_header(dtype, {1}, Order::c);
+      const std::string header = *detail::format_header(dtype, {1}, Order::c);
       ASSERT_EQ(header.size() % 4096, 0u) << n;
       ASSERT_EQ(header.back(), '\n') << n;
       ASSERT_EQ(detail::header_size(header), header.size()) << n;

@@ -10,6 +10,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 #include <cstdarg>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -39,6 +41,8 @@ struct {
   int processors = 0;  // as many as there are
   // Called once, when a directory has been made, and before a file is linked.
   std::function<void()> after_mkdirat, before_linkat;
+  // The most that pwritev(2) writes at once; less than nothing: the errno to fail with.
+  std::optional<std::int64_t> pwritev_most;
   // Called by whatever thread writes to a file, before it does.
   std::function<void()> before_pwrite;
   // Of the next flock.
@@ -91,6 +95,19 @@ ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
   return syscall(SYS_pwrite64, fd, data, size, offset);
 }
 
+ssize_t pwritev(int fd, const iovec* parts, int count, off_t offset) {
+  if (!fake.pwritev_most) return syscall(SYS_pwritev, fd, parts, count, offset, 0L);
+  ssize_t done = 0;
+  for (std::int64_t left = *fake.pwritev_most; left > 0 && count > 0; ++parts, --count) {
+    const auto length = std::min(parts->iov_len, static_cast<std::size_t>(left));
+    if (syscall(SYS_pwrite64, fd, parts->iov_base, length, offset + done) < 0) return -1;
+    done += static_cast<ssize_t>(length);
+    left -= static_cast<std::int64_t>(length);
+  }
+  errno = static_cast<int>(-std::min<std::int64_t>(*fake.pwritev_most, 0));
+  return errno != 0 ? -1 : done;
+}
+
 int madvise(void* base, size_t length, int advice) noexcept {
   const int error = advice == MADV_POPULATE_WRITE && fake.on_populate ? fake.on_populate() : 0;
   if (error != 0) {
@@ -123,6 +140,10 @@ namespace sharr {
 namespace {
 
 using test::caught;
+
+// Of an array of f8 for which memory is taken before it is written; that of smaller ones is
+// written.
+constexpr std::int64_t many = 10'000;
 
 class Staging : public testing::Test {
  protected:
@@ -299,7 +320,7 @@ TEST_F(Staging, ALinkToNothingIsNoReasonToTakeMemory) {
     return ENOSPC;
   };
   EXPECT_EQ(
-      caught([&] { create(space_.path("link"), {1}, Dtype("f8"), {.exist_ok = true}); }).errnum,
+      caught([&] { create(space_.path("link"), {many}, Dtype("f8"), {.exist_ok = true}); }).errnum,
       EEXIST);
 }
 
@@ -390,9 +411,31 @@ TEST_F(Staging, WithoutFallocateTheSpaceIsWritten) {
   }
 }
 
+TEST_F(Staging, WhatIsWrittenInPartsIsWhole) {
+  fake.no_tmpfile = false;
+  std::vector<double> elements(1000);
+  std::iota(elements.begin(), elements.end(), 1);
+  for (const std::int64_t most : {-EINTR, -EAGAIN, 0, 1, 4095, 4096, 4097, 12'095, 12'096}) {
+    fake.pwritev_most = most;
+    const Array zeros = make("zeros", 1000);
+    const Array given = put(space_.uri("given"), {1000}, Dtype("f8"), elements.data());
+    for (const Array* array : {&zeros, &given}) {
+      EXPECT_EQ(info(array->info().name).nbytes, 8000u) << most;
+      struct stat st;
+      ASSERT_EQ(stat(space_.path(array == &zeros ? "zeros" : "given").c_str(), &st), 0);
+      EXPECT_EQ(st.st_size, 4096 + 8000) << most;
+      EXPECT_EQ(st.st_blocks * 512, 4096 + 8192) << most;
+    }
+    EXPECT_TRUE(std::ranges::all_of(zeros.as<double>(), [](double x) { return x == 0; })) << most;
+    EXPECT_TRUE(std::ranges::equal(given.as<double>(), elements)) << most;
+    remove(space_.uri("zeros"));
+    remove(space_.uri("given"));
+  }
+}
+
 TEST_F(Staging, OtherErrorsComeThrough) {
   fake.on_fallocate = [](off_t, off_t) { return EIO; };
-  EXPECT_EQ(caught([&] { make("a"); }).errnum, EIO);
+  EXPECT_EQ(caught([&] { make("a", many); }).errnum, EIO);
   EXPECT_TRUE(space_.files().empty());
 }
 
@@ -491,8 +534,8 @@ TEST_F(Staging, ASignalHandlerThatThrowsLeavesNothing) {
     fake.on_fallocate = [](off_t, off_t) { return EINTR; };
     CreateOptions options;
     options.on_signal = [] { throw std::runtime_error("enough"); };
-    EXPECT_THROW(make("a", 1000, options), std::runtime_error);
-    EXPECT_THROW(create(space_.uri("new/namespace/a"), {3}, Dtype("f8"), options),
+    EXPECT_THROW(make("a", many, options), std::runtime_error);
+    EXPECT_THROW(create(space_.uri("new/namespace/a"), {many}, Dtype("f8"), options),
                  std::runtime_error);
     EXPECT_TRUE(space_.files().empty());
   }
@@ -561,7 +604,7 @@ class Maker {
         if (write(ready_[1], &c, 1) != 1 || read(go_[0], &c, 1) < 0) _exit(2);
         return 0;
       };
-      _exit(caught([&] { create(uri, {10}, Dtype("f8")); }).errnum);
+      _exit(caught([&] { create(uri, {many}, Dtype("f8")); }).errnum);
     }
     close(ready_[1]);
     close(go_[0]);
@@ -599,7 +642,7 @@ TEST_F(Staging, ALivingMakersTemporaryIsLeftAlone) {
   EXPECT_EQ(temporaries().size(), 1u);
   EXPECT_EQ(maker.finish(), 0);
   EXPECT_TRUE(temporaries().empty());
-  EXPECT_EQ(info(space_.uri("theirs")).shape, Shape{10});
+  EXPECT_EQ(info(space_.uri("theirs")).shape, Shape{many});
 }
 
 TEST_F(Staging, ADeadMakersTemporaryIsSweptByTheNextCreate) {
