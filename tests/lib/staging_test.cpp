@@ -45,6 +45,7 @@ struct {
   std::optional<std::int64_t> pwritev_most;
   // Called by whatever thread writes to a file, before it does.
   std::function<void()> before_pwrite;
+  int pwrite_errno = 0;
   // Of the next flock.
   int flock_errno = 0;
 } fake;
@@ -92,6 +93,10 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
 
 ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
   if (fake.before_pwrite) fake.before_pwrite();
+  if (fake.pwrite_errno != 0) {
+    errno = fake.pwrite_errno;
+    return -1;
+  }
   return syscall(SYS_pwrite64, fd, data, size, offset);
 }
 
@@ -430,6 +435,26 @@ TEST_F(Staging, WhatIsWrittenInPartsIsWhole) {
     EXPECT_TRUE(std::ranges::equal(given.as<double>(), elements)) << most;
     remove(space_.uri("zeros"));
     remove(space_.uri("given"));
+  }
+}
+
+TEST_F(Staging, WhatCannotBeWrittenWholeLeavesNothing) {
+  const std::vector<double> elements(1000, 1);
+  for (const int error : {ENOSPC, EDQUOT, EIO}) {
+    fake.pwrite_errno = error;
+    for (const std::int64_t most : {-error, 100, 4096, 5000}) {
+      fake.pwritev_most = most;
+      const auto zeros = caught([&] { make("a", 1000); });
+      const auto given =
+          caught([&] { put(space_.uri("a"), {1000}, Dtype("f8"), elements.data()); });
+      for (const auto& found : {zeros, given}) {
+        EXPECT_EQ(found.errnum, error) << most;
+        EXPECT_EQ(found.name, space_.uri("a")) << most;
+        const bool space = found.message.find("11.8 KiB needed") != std::string::npos;
+        EXPECT_EQ(space, error != EIO) << found.message;
+      }
+      EXPECT_TRUE(space_.files().empty()) << error << " " << most;
+    }
   }
 }
 

@@ -164,6 +164,38 @@ def test_memory_ends_half_way(options):
 
 
 @needs_root
+@pytest.mark.parametrize("huge", ["advise", "never"])
+def test_small_arrays_on_a_full_shm(huge):
+    """They are written whole, the header with the elements, or not at all."""
+    with_shm(f"huge={huge},size=256k", """
+        source = np.arange(300_000).astype("u1")
+        for name in ("a", "file:///dev/shm/a"):
+            for pages in (1, 2, 3, 5, 20):
+                filler = open("/dev/shm/filler", "wb")
+                os.posix_fallocate(filler.fileno(), 0, free()[0] - pages * 4096)
+                before = free()
+                assert before[0] == pages * 4096
+                for nbytes in (0, 1, 4096, 4097, 8192, 16384, 65536, 300_000):
+                    fits = 4096 + nbytes <= pages * 4096
+                    for make in (lambda: sharr.put(name, source[:nbytes]),
+                                 lambda: sharr.create(name, nbytes, "u1")):
+                        if fits:
+                            a = make()
+                            assert taken("a") == -(-(4096 + nbytes) // 4096) * 4096
+                            a += 1
+                            del a
+                            sharr.delete(name)
+                        else:
+                            told = raises(errno.ENOSPC, make)
+                            assert f"{pages * 4}.0 KiB free" in told, told
+                        assert os.listdir("/dev/shm") == ["filler"], (pages, nbytes)
+                        assert free() == before, (pages, nbytes)
+                filler.close()
+                os.unlink("/dev/shm/filler")
+    """)  # fmt: skip
+
+
+@needs_root
 @pytest.mark.parametrize("options", ["huge=advise", "huge=never"])
 def test_what_cannot_be_read_is_not_put(options, tmp_path):
     """To read a mapped file beyond its end is a SIGBUS, and so is a hole without memory for it."""

@@ -1021,6 +1021,16 @@ def test_system_calls_of_create(name):
 
 
 @needs_strace
+def test_on_disk_space_is_reserved_for_what_is_small(tmp_path):
+    if subprocess.check_output(["stat", "-f", "-c", "%T", tmp_path], text=True) == "tmpfs\n":
+        pytest.skip("the temporary directory is no disk")
+    warm = "t = numpy.ones(9)\nw = sharr.put(sys.argv[1] + '-1', t, replace=True)"
+    for make in ("sharr.put(sys.argv[1], t)", "sharr.create(sys.argv[1] + '-2', 9)"):
+        calls = traced(warm, f"x = {make}", f"file://{tmp_path}/a")
+        assert "fallocate" in calls and "pwritev" not in calls, calls
+
+
+@needs_strace
 @pytest.mark.parametrize("nbytes", [1000, 3_000_000])
 def test_system_calls_of_put(name, nbytes):
     warm = f"t = numpy.ones({nbytes}, 'u1')\nw = sharr.put(sys.argv[1] + '-1', t)"

@@ -194,8 +194,8 @@ struct CreateOptions {
 // mount the array is made in the directory behind it, which this process must be able to reach.
 //
 // System calls where the file system has O_TMPFILE: open, fallocate, statx, mmap, pwrite, linkat,
-// close. Under shm:// and on a tmpfs one pwritev does what fallocate and pwrite do where the array is
-// of 16 KiB or less.
+// close. Under shm:// and on a tmpfs, which fstatfs tells, an array of 16 KiB or less is written by
+// one pwritev, in place of fallocate and pwrite; by put() any of less than 4 MiB.
 // With huge pages madvise, in as many threads as the process has processors, takes the place of
 // fallocate. Three things add to them: a name in a namespace opens the directory first; an array of
 // 64 MiB or more first checks that the name and the memory are there, so that it fails at once;
