@@ -27,7 +27,7 @@ std::size_t header_size(std::string_view head);
 Info parse_header(std::string_view head);
 
 // Magic, version, length and header, padded so that the data can follow. Throws ParseError when it
-// would be longer than max_header.
+// would be longer than max_header. The next one that is alike may be the same string.
 std::shared_ptr<const std::string> format_header(const Dtype& dtype, const Shape& shape,
                                                  Order order);
 

@@ -48,7 +48,7 @@ class Staging {
   void write(const void* data, std::uint64_t length, std::uint64_t offset) const;
   // The same by any thread: returns 0 or an errno.
   int try_write(const void* data, std::uint64_t length, std::uint64_t offset) const noexcept;
-  // At the file's beginning, with what comes before it.
+  // The same at the file's beginning, of a header and what follows it, by one call.
   int try_write(std::string_view header, const void* data, std::uint64_t length) const noexcept;
   // What is said when there is none: errnum is ENOSPC or EDQUOT.
   [[noreturn]] void throw_no_space(int errnum) const;

@@ -146,8 +146,7 @@ namespace {
 
 using test::caught;
 
-// Of an array of f8 for which memory is taken before it is written; that of smaller ones is
-// written.
+// So many f8 that their memory is reserved; an array of fewer is written at once.
 constexpr std::int64_t many = 10'000;
 
 class Staging : public testing::Test {
