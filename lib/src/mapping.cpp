@@ -1,11 +1,13 @@
 #include "mapping.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 namespace sharr::detail {
@@ -31,7 +33,20 @@ struct File {
   timespec changed;  // its ctime
 };
 
-// Both guarded by memory_mutex().
+// When this process has opened what it has mapped: by which name, at which ctime, and as whom.
+struct Opening {
+  std::string uri;
+  timespec changed = {};
+  uid_t uid = 0;
+  gid_t gid = 0;
+};
+
+struct Mapped {
+  std::weak_ptr<const Mapping> mapping;
+  Opening opening = {};  // without a name: none is known
+};
+
+// All guarded by memory_mutex().
 auto& files() {
   static auto& files = *new std::unordered_map<Identity, File, Hash>;
   return files;
@@ -39,13 +54,20 @@ auto& files() {
 
 // Outlives whatever arrays are left when the process ends.
 auto& mappings() {
-  static auto& mappings = *new std::unordered_map<Key, std::weak_ptr<const Mapping>, Hash>;
+  static auto& mappings = *new std::unordered_map<Key, Mapped, Hash>;
   return mappings;
+}
+
+// Of the openings.
+auto& opened_names() {
+  static auto& names = *new std::unordered_set<std::string>;
+  return names;
 }
 
 // See memory_mutex().
 [[maybe_unused]] const auto& first_files = files();
 [[maybe_unused]] const auto& first_mappings = mappings();
+[[maybe_unused]] const auto& first_names = opened_names();
 
 }  // namespace
 
@@ -76,11 +98,11 @@ std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Ide
   if (mode != Mode::copy_on_write && identity.birth != 0) {
     std::shared_ptr<const Mapping> other;  // which takes the lock when it ends
     const std::lock_guard lock(memory_mutex());
-    std::weak_ptr<const Mapping>& found = mappings()[{identity, mode == Mode::read_write}];
+    Mapped& found = mappings()[{identity, mode == Mode::read_write}];
     // Another thread may have been first. One that is shorter is of when the array was smaller.
-    other = found.lock();
+    other = found.mapping.lock();
     if (other && other->length() >= length) return other;
-    found = mapping;
+    found.mapping = mapping;
     mapping->shared_ = true;
   }
   return mapping;
@@ -90,7 +112,41 @@ std::shared_ptr<const Mapping> Mapping::find(const Identity& identity, Mode mode
   if (mode == Mode::copy_on_write || identity.birth == 0) return {};
   const std::lock_guard lock(memory_mutex());
   const auto found = mappings().find({identity, mode == Mode::read_write});
-  return found == mappings().end() ? nullptr : found->second.lock();
+  return found == mappings().end() ? nullptr : found->second.mapping.lock();
+}
+
+void Mapping::note_opened(const std::string& uri, const Stat& stat, Mode mode) {
+  if (mode == Mode::copy_on_write || stat.identity.birth == 0) return;
+  const std::lock_guard lock(memory_mutex());
+  const auto found = mappings().find({stat.identity, mode == Mode::read_write});
+  if (found == mappings().end()) return;
+  Opening& opening = found->second.opening;
+  opened_names().insert(uri);
+  if (opening.uri != uri) {
+    opened_names().erase(opening.uri);
+    opening.uri = uri;
+  }
+  opening.changed = stat.st.st_ctim;
+  opening.uid = geteuid();
+  opening.gid = getegid();
+}
+
+bool Mapping::opened(const std::string& uri) {
+  const std::lock_guard lock(memory_mutex());
+  return !opened_names().empty() && opened_names().contains(uri);
+}
+
+std::shared_ptr<const Mapping> Mapping::find_opened(const Stat& stat, Mode mode) {
+  if (mode == Mode::copy_on_write || stat.identity.birth == 0) return {};
+  const std::lock_guard lock(memory_mutex());
+  const auto found = mappings().find({stat.identity, mode == Mode::read_write});
+  if (found == mappings().end()) return {};
+  const Opening& opening = found->second.opening;
+  if (opening.uri.empty() || !same(opening.changed, stat.st.st_ctim) || opening.uid != geteuid() ||
+      opening.gid != getegid()) {
+    return {};
+  }
+  return found->second.mapping.lock();
 }
 
 bool Mapping::exists(const Identity& identity) {
@@ -108,7 +164,10 @@ Mapping::~Mapping() {
     const std::lock_guard lock(memory_mutex());
     const auto found = mappings().find({identity_, mode_ == Mode::read_write});
     // Another may have taken its place since.
-    if (found != mappings().end() && found->second.expired()) mappings().erase(found);
+    if (found != mappings().end() && found->second.mapping.expired()) {
+      opened_names().erase(found->second.opening.uri);
+      mappings().erase(found);
+    }
   }
   if (length_ > 0) munmap(base_, length_);
 }

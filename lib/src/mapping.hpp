@@ -6,6 +6,7 @@
 #include <ctime>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "system.hpp"
@@ -24,6 +25,15 @@ class Mapping {
   // Whether it has one of that object, or any at all.
   static bool exists(const Identity& identity);
   static bool any();
+
+  // Notes that this process, which has it mapped so, has opened the object by the name uri, when it
+  // was as stat says and known(). Does nothing for what find() does not find.
+  static void note_opened(const std::string& uri, const Stat& stat, Mode mode);
+  // Whether that has been noted of the name, and what has it is still mapped.
+  static bool opened(const std::string& uri);
+  // As find(), of what has been opened by any name as the user that this process is, and has not
+  // changed since, its rights included.
+  static std::shared_ptr<const Mapping> find_opened(const Stat& stat, Mode mode);
 
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;

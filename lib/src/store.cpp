@@ -30,10 +30,22 @@ Array ArrayAccess::map(Info info, const Identity& identity, Mode mode, int fd,
   return {std::move(info), identity, mode, std::move(mapping)};
 }
 
+namespace {
+
+// Elsewhere to look is not as good as to open: in a namespace no symbolic link is to be followed,
+// and there are file systems that ask somebody else, or remember what was.
+bool directly_in_shm(std::string_view uri) {
+  constexpr std::string_view scheme = "shm://";
+  return uri.starts_with(scheme) && uri.find('/', scheme.size()) == std::string_view::npos;
+}
+
+}  // namespace
+
 Array ArrayAccess::attach(int fd, const detail::Stat& stat, Mode mode, std::string_view name,
                           std::string uri) {
   std::optional<Info> info = detail::known(stat);
-  if (!info) {
+  const bool known = info.has_value();
+  if (!known) {
     timespec now{};
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     info = read_info(fd, stat.st, name);
@@ -42,9 +54,27 @@ Array ArrayAccess::attach(int fd, const detail::Stat& stat, Mode mode, std::stri
   auto mapping = detail::Mapping::find(stat.identity, mode);
   if (!mapping || info->offset + info->nbytes > mapping->length()) {
     mapping = detail::Mapping::make(fd, *info, stat.identity, mode, name);
+  } else if (known && directly_in_shm(uri)) {
+    detail::Mapping::note_opened(uri, stat, mode);
   }
   info->name = std::move(uri);
   return {*std::move(info), stat.identity, mode, std::move(mapping)};
+}
+
+std::optional<Array> ArrayAccess::attach_again(const Name& name, Mode mode,
+                                               const std::string& uri) {
+  if (!directly_in_shm(uri) || !detail::Mapping::opened(uri)) return {};
+  try {
+    const detail::Stat stat =
+        detail::stat_at(AT_FDCWD, name.path(), AT_SYMLINK_NOFOLLOW, name.given());
+    auto mapping = detail::Mapping::find_opened(stat, mode);
+    std::optional<Info> info = mapping ? detail::known(stat) : std::nullopt;
+    if (!info || info->offset + info->nbytes > mapping->length()) return {};
+    info->name = uri;
+    return Array(*std::move(info), stat.identity, mode, std::move(mapping));
+  } catch (const Error&) {
+    return {};
+  }
 }
 
 namespace {
@@ -205,9 +235,13 @@ FileDescriptor open_object(const Name& name, int flags, detail::Stat& stat) {
 }  // namespace
 
 Array attach(const Name& name, Mode mode) {
+  std::string uri = name.uri();
+  if (std::optional<Array> array = ArrayAccess::attach_again(name, mode, uri)) {
+    return *std::move(array);
+  }
   detail::Stat stat{};
   const FileDescriptor fd = open_object(name, mode == Mode::read_write ? O_RDWR : O_RDONLY, stat);
-  return ArrayAccess::attach(fd.get(), stat, mode, name.given(), name.uri());
+  return ArrayAccess::attach(fd.get(), stat, mode, name.given(), std::move(uri));
 }
 
 OpenArray open_array(const Name& name) {

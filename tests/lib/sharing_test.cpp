@@ -148,6 +148,68 @@ TEST_F(Sharing, ArraysOfOneObjectShareAMapping) {
   EXPECT_EQ(other.as<double>()[1], 0);
 }
 
+TEST_F(Sharing, WhatIsAttachedAgainIsLookedUpAgain) {
+  const test::Flat flat;
+  const test::Flat other;
+  const Name name = flat.uri();
+  const auto hold = [&](const Name& held, Mode mode = Mode::read_write) {
+    std::this_thread::sleep_for(milliseconds(50));  // what has changed just now is read each time
+    std::optional<Array> array;
+    for (int i = 0; i < 4; ++i) array = attach(held, mode);
+    EXPECT_EQ(array->info().name, held.uri());
+    return *std::move(array);
+  };
+  create(name, {3}, f8);
+  const Array held = hold(name);
+  EXPECT_EQ(attach(name).data(), held.data());
+  EXPECT_NE(attach(name, Mode::read).data(), held.data());
+
+  // Another array, a link, nothing.
+  put(other.uri(), {3}, f8, held.data());
+  rename(other.uri(), name, true);
+  EXPECT_NE(attach(name).data(), held.data());
+  {
+    const Array second = hold(name);
+    EXPECT_NE(second.data(), held.data());
+    rename(name, other.uri());
+    EXPECT_EQ(errnum_of([&] { attach(name); }), ENOENT);
+    EXPECT_EQ(hold(other.uri()).data(), second.data());
+    create(name, {3}, f8);
+    const Array of_the_name = hold(name);
+    remove(name);
+    std::filesystem::create_symlink(other.path(), flat.path());
+    EXPECT_EQ(errnum_of([&] { attach(name); }), ELOOP);
+    std::filesystem::remove(flat.path());
+    EXPECT_EQ(attach(other.uri()).data(), second.data());
+  }
+  rename(other.uri(), name);
+
+  // The rights of the file, and who asks.
+  if (getuid() != 0) return;  // whom they do not stop, and who can be another
+  const Array third = hold(name);
+  const auto as_nobody = [&](Mode mode) {
+    EXPECT_EQ(seteuid(65534), 0);
+    const int errnum = errnum_of([&] { attach(name, mode); });
+    EXPECT_EQ(seteuid(0), 0);
+    return errnum;
+  };
+  EXPECT_EQ(chmod(flat.path().c_str(), 0644), 0);
+  EXPECT_EQ(hold(name).data(), third.data());
+  EXPECT_EQ(as_nobody(Mode::read_write), EACCES);
+  EXPECT_EQ(chmod(flat.path().c_str(), 0666), 0);
+  EXPECT_EQ(seteuid(65534), 0);
+  EXPECT_EQ(hold(name).data(), third.data());
+  EXPECT_EQ(seteuid(0), 0);
+  EXPECT_EQ(chmod(flat.path().c_str(), 0644), 0);
+  EXPECT_EQ(seteuid(65534), 0);
+  const Array to_read = hold(name, Mode::read);
+  EXPECT_EQ(errnum_of([&] { attach(name); }), EACCES);
+  EXPECT_EQ(seteuid(0), 0);
+  EXPECT_EQ(chmod(flat.path().c_str(), 0600), 0);
+  EXPECT_EQ(as_nobody(Mode::read_write), EACCES);
+  EXPECT_EQ(as_nobody(Mode::read), EACCES);
+}
+
 TEST_F(Sharing, WhatIsNoArrayAnyMoreIsRemovedByWhoHasItMapped) {
   for (const Mode mode : {Mode::read, Mode::read_write}) {
     create(space_.uri("a"), {3}, f8);
@@ -166,11 +228,12 @@ TEST_F(Sharing, WhatIsNoArrayAnyMoreIsRemovedByWhoHasItMapped) {
 }
 
 TEST_F(Sharing, WhatIsRememberedIsUsedForWhatTheFileIsNow) {
-  const Name name = space_.uri("a");
+  const test::Flat flat;  // of which more is remembered
+  const Name name = flat.uri();
   const auto overwrite = [&](const Shape& shape, const char* dtype) {
     const std::string header =
         format_header({.name = {}, .dtype = Dtype(dtype), .shape = shape, .format = {}});
-    std::fstream(space_.path("a"), std::ios::in | std::ios::out | std::ios::binary)
+    std::fstream(flat.path(), std::ios::in | std::ios::out | std::ios::binary)
         .write(header.data(), static_cast<std::streamsize>(header.size()));
   };
   for (const bool held : {true, false}) {
@@ -190,13 +253,13 @@ TEST_F(Sharing, WhatIsRememberedIsUsedForWhatTheFileIsNow) {
     for (int i = 0; i < 2; ++i) EXPECT_EQ(attach(name).info().shape, Shape{8});
     overwrite({16}, "<f4");
     EXPECT_EQ(attach(name).info().shape, Shape{16});
-    std::filesystem::resize_file(space_.path("a"), 4096 + 128);
+    std::filesystem::resize_file(flat.path(), 4096 + 128);
     overwrite({128}, "|u1");
     Array larger = attach(name);
     larger.as<unsigned char>()[127] = 1;
-    std::filesystem::resize_file(space_.path("a"), 4096);
+    std::filesystem::resize_file(flat.path(), 4096);
     EXPECT_EQ(errnum_of([&] { attach(name); }), EINVAL);
-    std::filesystem::remove(space_.path("a"));
+    std::filesystem::remove(flat.path());
   }
 }
 
@@ -211,8 +274,10 @@ TEST_F(Sharing, MoreFilesThanAreRemembered) {
 }
 
 TEST_F(Sharing, ThreadsAttachAndLetGo) {
-  const Name name = space_.uri("a");
-  create(name, {1}, Dtype("i8"));
+  const test::Flat flat;
+  const Name name = flat.uri();
+  const Array held = create(name, {1}, Dtype("i8"));
+  std::this_thread::sleep_for(milliseconds(50));
   const auto work = [&] {
     for (int i = 0; i < 2000; ++i) {
       const Array array = attach(name, i % 3 == 0 ? Mode::read : Mode::read_write);
@@ -224,8 +289,10 @@ TEST_F(Sharing, ThreadsAttachAndLetGo) {
 }
 
 TEST_F(Sharing, AForkedChildAttachesWhateverOtherThreadsDo) {
-  const Name name = space_.uri("a");
-  create(name, {1}, Dtype("i8"));
+  const test::Flat flat;
+  const Name name = flat.uri();
+  const Array held = create(name, {1}, Dtype("i8"));
+  std::this_thread::sleep_for(milliseconds(50));
   std::atomic<bool> stop = false;
   std::jthread other([&] {
     while (!stop) attach(name);

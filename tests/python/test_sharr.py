@@ -985,7 +985,15 @@ def test_system_calls_of_attach(name, mode):
     calls = traced(f"w = {attach}; del w", f"x = {attach}", name)
     assert calls == ["openat", "statx", "mmap", "close"]
     if mode != "c":
-        assert traced(f"w = {attach}", f"x = {attach}", name) == ["openat", "statx", "close"]
+        held = f"w = {attach}\n"
+        calls = traced(held, f"x = {attach}", name)
+        assert calls == ["openat", "statx", "geteuid", "getegid", "close"]
+        # What is not as it was then has to be opened.
+        again = traced(held + held, f"x = {attach}", name)
+        assert again == ["statx", "geteuid", "getegid"]
+        sharr.create(f"{name}-in/x", 1000)
+        time.sleep(0.1)
+        assert traced(held + held, f"x = {attach}", f"{name}-in/x")[-1] == "close"
 
 
 @needs_strace
