@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <mutex>
@@ -58,16 +59,16 @@ auto& mappings() {
   return mappings;
 }
 
-// Of the openings.
-auto& opened_names() {
-  static auto& names = *new std::unordered_set<std::string>;
-  return names;
+// Of the openings, of those to read and of those to write.
+auto& opened_names(bool writable) {
+  static auto& names = *new std::array<std::unordered_set<std::string>, 2>;
+  return names[writable ? 1 : 0];
 }
 
 // See memory_mutex().
 [[maybe_unused]] const auto& first_files = files();
 [[maybe_unused]] const auto& first_mappings = mappings();
-[[maybe_unused]] const auto& first_names = opened_names();
+[[maybe_unused]] const auto& first_names = opened_names(false);
 
 }  // namespace
 
@@ -118,12 +119,13 @@ std::shared_ptr<const Mapping> Mapping::find(const Identity& identity, Mode mode
 void Mapping::note_opened(const std::string& uri, const Stat& stat, Mode mode) {
   if (mode == Mode::copy_on_write || stat.identity.birth == 0) return;
   const std::lock_guard lock(memory_mutex());
-  const auto found = mappings().find({stat.identity, mode == Mode::read_write});
+  const bool writable = mode == Mode::read_write;
+  const auto found = mappings().find({stat.identity, writable});
   if (found == mappings().end()) return;
   Opening& opening = found->second.opening;
-  opened_names().insert(uri);
+  opened_names(writable).insert(uri);
   if (opening.uri != uri) {
-    opened_names().erase(opening.uri);
+    opened_names(writable).erase(opening.uri);
     opening.uri = uri;
   }
   opening.changed = stat.st.st_ctim;
@@ -131,9 +133,10 @@ void Mapping::note_opened(const std::string& uri, const Stat& stat, Mode mode) {
   opening.gid = getegid();
 }
 
-bool Mapping::opened(const std::string& uri) {
+bool Mapping::opened(const std::string& uri, Mode mode) {
+  if (mode == Mode::copy_on_write) return false;
   const std::lock_guard lock(memory_mutex());
-  return !opened_names().empty() && opened_names().contains(uri);
+  return opened_names(mode == Mode::read_write).contains(uri);
 }
 
 std::shared_ptr<const Mapping> Mapping::find_opened(const Stat& stat, Mode mode) {
@@ -165,7 +168,7 @@ Mapping::~Mapping() {
     const auto found = mappings().find({identity_, mode_ == Mode::read_write});
     // Another may have taken its place since.
     if (found != mappings().end() && found->second.mapping.expired()) {
-      opened_names().erase(found->second.opening.uri);
+      opened_names(mode_ == Mode::read_write).erase(found->second.opening.uri);
       mappings().erase(found);
     }
   }

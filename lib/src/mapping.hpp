@@ -29,8 +29,8 @@ class Mapping {
   // Notes that this process, which has it mapped so, has opened the object by the name uri, when it
   // was as stat says and known(). Does nothing for what find() does not find.
   static void note_opened(const std::string& uri, const Stat& stat, Mode mode);
-  // Whether that has been noted of the name, and what has it is still mapped.
-  static bool opened(const std::string& uri);
+  // Whether that has been noted of the name, and what had it then is still mapped so.
+  static bool opened(const std::string& uri, Mode mode);
   // As find(), of what has been opened by any name as the user that this process is, and has not
   // changed since, its rights included.
   static std::shared_ptr<const Mapping> find_opened(const Stat& stat, Mode mode);

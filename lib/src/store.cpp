@@ -63,7 +63,7 @@ Array ArrayAccess::attach(int fd, const detail::Stat& stat, Mode mode, std::stri
 
 std::optional<Array> ArrayAccess::attach_again(const Name& name, Mode mode,
                                                const std::string& uri) {
-  if (!directly_in_shm(uri) || !detail::Mapping::opened(uri)) return {};
+  if (!directly_in_shm(uri) || !detail::Mapping::opened(uri, mode)) return {};
   try {
     const detail::Stat stat =
         detail::stat_at(AT_FDCWD, name.path(), AT_SYMLINK_NOFOLLOW, name.given());

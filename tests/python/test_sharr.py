@@ -991,6 +991,8 @@ def test_system_calls_of_attach(name, mode):
         # What is not as it was then has to be opened.
         again = traced(held + held, f"x = {attach}", name)
         assert again == ["statx", "geteuid", "getegid"]
+        private = attach.replace(repr(mode), "'c'")
+        assert traced(held + held, f"x = {private}", name) == ["openat", "statx", "mmap", "close"]
         sharr.create(f"{name}-in/x", 1000)
         time.sleep(0.1)
         assert traced(held + held, f"x = {attach}", f"{name}-in/x")[-1] == "close"
