@@ -26,7 +26,7 @@ struct ArrayAccess {
                       std::string uri);
   // The array that has the name, without opening it: this process has done so as the same user and
   // group, has it mapped, and nothing has changed the file since, its rights included. What else
-  // the process may have given up meanwhile, it has that memory. None when it has to be opened,
+  // has been taken from the process meanwhile, it has that memory. None when it has to be opened,
   // which also tells what is wrong.
   static std::optional<Array> attach_again(const Name& name, Mode mode, const std::string& uri);
 };

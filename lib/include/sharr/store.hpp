@@ -270,7 +270,10 @@ Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* 
 // System calls: open, statx, pread, mmap, close; no pread where this process has read the file
 // lately and it has not been written to by other means since, no mmap where it has the object mapped
 // (a header or a SharedArray trailer that the first page does not hold takes one pread more; a path
-// on a sharrfs mount looks for the object behind it).
+// on a sharrfs mount looks for the object behind it). Directly in /dev/shm, where the object is
+// mapped, was opened before in the same mode, and has not been changed since: statx alone, which
+// finds the name and the object; who asks by geteuid and getegid. What has been taken from the
+// process in other ways since (fsuid, groups, capabilities, a mount made read-only) is not seen.
 //
 // Throws Error ENOENT, EACCES, ELOOP (a symbolic link under shm://); FormatError EINVAL (no array,
 // truncated).
