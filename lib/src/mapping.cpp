@@ -70,6 +70,13 @@ auto& opened_names(bool writable) {
 [[maybe_unused]] const auto& first_mappings = mappings();
 [[maybe_unused]] const auto& first_names = opened_names(false);
 
+// What this process has of the object in that mode; null where nothing is to be found.
+Mapped* mapped(const Identity& identity, Mode mode) {
+  if (mode == Mode::copy_on_write || identity.birth == 0) return nullptr;
+  const auto found = mappings().find({identity, mode == Mode::read_write});
+  return found == mappings().end() ? nullptr : &found->second;
+}
+
 }  // namespace
 
 std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Identity& identity,
@@ -110,27 +117,20 @@ std::shared_ptr<const Mapping> Mapping::make(int fd, const Info& info, const Ide
 }
 
 std::shared_ptr<const Mapping> Mapping::find(const Identity& identity, Mode mode) {
-  if (mode == Mode::copy_on_write || identity.birth == 0) return {};
   const std::lock_guard lock(memory_mutex());
-  const auto found = mappings().find({identity, mode == Mode::read_write});
-  return found == mappings().end() ? nullptr : found->second.mapping.lock();
+  const Mapped* const found = mapped(identity, mode);
+  return found != nullptr ? found->mapping.lock() : nullptr;
 }
 
 void Mapping::note_opened(const std::string& uri, const Stat& stat, Mode mode) {
-  if (mode == Mode::copy_on_write || stat.identity.birth == 0) return;
+  Opening opening{.uri = uri, .changed = stat.st.st_ctim, .uid = geteuid(), .gid = getegid()};
   const std::lock_guard lock(memory_mutex());
-  const bool writable = mode == Mode::read_write;
-  const auto found = mappings().find({stat.identity, writable});
-  if (found == mappings().end()) return;
-  Opening& opening = found->second.opening;
-  opened_names(writable).insert(uri);
-  if (opening.uri != uri) {
-    opened_names(writable).erase(opening.uri);
-    opening.uri = uri;
-  }
-  opening.changed = stat.st.st_ctim;
-  opening.uid = geteuid();
-  opening.gid = getegid();
+  Mapped* const found = mapped(stat.identity, mode);
+  if (found == nullptr) return;
+  auto& names = opened_names(mode == Mode::read_write);
+  names.insert(uri);
+  if (found->opening.uri != uri) names.erase(found->opening.uri);
+  found->opening = std::move(opening);
 }
 
 bool Mapping::opened(const std::string& uri, Mode mode) {
@@ -140,16 +140,15 @@ bool Mapping::opened(const std::string& uri, Mode mode) {
 }
 
 std::shared_ptr<const Mapping> Mapping::find_opened(const Stat& stat, Mode mode) {
-  if (mode == Mode::copy_on_write || stat.identity.birth == 0) return {};
   const std::lock_guard lock(memory_mutex());
-  const auto found = mappings().find({stat.identity, mode == Mode::read_write});
-  if (found == mappings().end()) return {};
-  const Opening& opening = found->second.opening;
+  const Mapped* const found = mapped(stat.identity, mode);
+  if (found == nullptr) return {};
+  const Opening& opening = found->opening;
   if (opening.uri.empty() || !same(opening.changed, stat.st.st_ctim) || opening.uid != geteuid() ||
       opening.gid != getegid()) {
     return {};
   }
-  return found->second.mapping.lock();
+  return found->mapping.lock();
 }
 
 bool Mapping::exists(const Identity& identity) {
