@@ -354,11 +354,13 @@ def sample(count):
 
 
 def put():
-    for what, options in (("huge=advise", HUGE), ("4 KiB pages", SMALL)):
+    for what, options, take in (
+        ("huge=advise", HUGE, "take-huge"), ("4 KiB pages", SMALL, "take-small")
+    ):  # fmt: skip
         with shm(options):
             row(f"put 1 GiB, {what}", 1, 7,
                 ours(PUT.format("x = sharr.put('n', s); del x", "sharr.delete('n')")),
-                [floor("memcpy"), floor("memcpy-threads"),
+                [floor("memcpy"), floor("memcpy-threads"), bare("memory alone", take, f"{SHM}/f"),
                  upstream(PUT.format(f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x",
                                      "S.delete('shm://o')")),
                  plain("np.save", PUT.format(f"np.save('{SHM}/f.npy', s)", f"os.remove('{SHM}/f.npy')"))],

@@ -112,13 +112,44 @@ void touch(const std::string& path) {
   munmap(base, page + gib);
 }
 
-void copy(char* to, const char* from, unsigned threads) {
+unsigned processors() { return std::max(1U, std::thread::hardware_concurrency()); }
+
+// work(from, size) of equal parts of 1 GiB.
+template <class F>
+void in_parts(unsigned threads, F work) {
   std::vector<std::jthread> others;
   const std::size_t each = gib / threads;
-  for (unsigned i = 1; i < threads; ++i) {
-    others.emplace_back([=] { std::memcpy(to + each * i, from + each * i, each); });
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back([=] { work(each * i, each); });
+  work(0, each);
+}
+
+void copy(char* to, const char* from, unsigned threads) {
+  in_parts(threads,
+           [=](std::size_t at, std::size_t size) { std::memcpy(to + at, from + at, size); });
+}
+
+std::function<void()> give_back = [] {};  // what the last row has left, which is no part of it
+
+// The memory of a new file, with nothing in it: huge pages through a mapping, small ones without,
+// as each is had quickest.
+void take(const std::string& path, bool huge) {
+  const std::string directory = path.substr(0, path.rfind('/') + 1);
+  const int fd = check(open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666), "O_TMPFILE");
+  give_back = [=] { close(fd); };
+  if (!huge) {
+    check(fallocate(fd, 0, 0, gib), "fallocate");
+    return;
   }
-  std::memcpy(to, from, each);
+  check(ftruncate(fd, gib), "ftruncate");
+  char* const base = map(fd, gib);
+  check(madvise(base, gib, MADV_HUGEPAGE), "MADV_HUGEPAGE");
+  in_parts(processors(), [=](std::size_t at, std::size_t size) {
+    check(madvise(base + at, size, MADV_POPULATE_WRITE), "MADV_POPULATE_WRITE");
+  });
+  give_back = [=] {
+    munmap(base, gib);
+    close(fd);
+  };
 }
 
 }  // namespace
@@ -138,8 +169,9 @@ int main(int argc, char** argv) {
       {"read-4k", [&] { read_pages(path); }},
       {"touch", [&] { touch(path); }},
       {"memcpy", [&] { copy(to, from, 1); }},
-      {"memcpy-threads",
-       [&] { copy(to, from, std::max(1U, std::thread::hardware_concurrency())); }},
+      {"memcpy-threads", [&] { copy(to, from, processors()); }},
+      {"take-huge", [&] { take(path, true); }},
+      {"take-small", [&] { take(path, false); }},
   };
   const auto& work = rows.at(argv[1]);
   if (std::string(argv[1]) == "library-attach") {
@@ -151,6 +183,8 @@ int main(int argc, char** argv) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < count; ++i) work();
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    give_back();
+    give_back = [] {};
     std::printf("%.9f\n", taken.count() / count);
     std::fflush(stdout);
   }
