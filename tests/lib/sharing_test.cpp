@@ -206,8 +206,33 @@ TEST_F(Sharing, WhatIsAttachedAgainIsLookedUpAgain) {
   EXPECT_EQ(errnum_of([&] { attach(name); }), EACCES);
   EXPECT_EQ(seteuid(0), 0);
   EXPECT_EQ(chmod(flat.path().c_str(), 0600), 0);
+  hold(name);  // so that it is known again what the file is, but not that nobody may read it
   EXPECT_EQ(as_nobody(Mode::read_write), EACCES);
   EXPECT_EQ(as_nobody(Mode::read), EACCES);
+
+  // Two names of one array.
+  std::filesystem::create_hard_link(flat.path(), other.path());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(hold(name).data(), third.data());
+    EXPECT_EQ(hold(other.uri()).data(), third.data());
+  }
+  remove(other.uri());
+  EXPECT_EQ(errnum_of([&] { attach(other.uri()); }), ENOENT);
+  EXPECT_EQ(hold(name).data(), third.data());
+
+  // The group.
+  EXPECT_EQ(chown(flat.path().c_str(), 0, 65534), 0);
+  EXPECT_EQ(chmod(flat.path().c_str(), 0660), 0);
+  const auto as_group = [&](gid_t group) {
+    EXPECT_EQ(setegid(group), 0);
+    EXPECT_EQ(seteuid(65534), 0);
+    const int errnum = errnum_of([&] { hold(name); });
+    EXPECT_EQ(seteuid(0), 0);
+    EXPECT_EQ(setegid(0), 0);
+    return errnum;
+  };
+  EXPECT_EQ(as_group(65534), 0);
+  EXPECT_EQ(as_group(0), EACCES);
 }
 
 TEST_F(Sharing, WhatIsNoArrayAnyMoreIsRemovedByWhoHasItMapped) {
