@@ -11,6 +11,8 @@ as sharr does and no peer, huge=always to all.
 """
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
 import platform
@@ -54,6 +56,8 @@ def sample(count):
             start = time.perf_counter()
             work()
             os.write(ends[1], repr(time.perf_counter() - start).encode())
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(0)
     os.close(ends[1])
@@ -85,10 +89,10 @@ class Side:
             sys.exit(f"bench: {self.label} has failed, see above")
         return float(answer)
 
-    def shared(self):
-        """Its share of the memory of files in memory, in bytes; a page of n processes counts 1/n."""
+    def memory(self):
+        """Its own memory and its share of files in memory, bytes; a page of n processes counts 1/n."""
         with open(f"/proc/{self.process.pid}/smaps_rollup") as rollup:
-            return int(re.search(r"Pss_Shmem:\s+(\d+)", rollup.read())[1]) * 1024
+            return sum(map(int, re.findall(r"Pss_(?:Anon|Shmem):\s+(\d+)", rollup.read()))) * 1024
 
     def close(self):
         self.process.stdin.close()
@@ -115,7 +119,7 @@ def plain(label, setup, statement=""):
 
 
 def floor(name, file="none"):
-    label = "floor" if name in ("attach", "attach-first", "create", "touch") else name
+    label = "floor" if name in ("attach", "attach-first", "create", "create-let-go", "touch") else name
     return bare(label, name, f"{SHM}/{file}")
 
 
@@ -138,11 +142,12 @@ def progress(text):
 
 
 def add(found):
-    results.append({"row": now.split()[0], **found})
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    results.append({"row": now.split()[0], "measured": at, **found})
 
 
 def single(what, value, limit, unit, text="", samples=()):
-    """A row of one number, in units, that has no other side; samples: that it was taken from."""
+    """A row of one number, in units, that has no other side; samples: that it was taken from, too."""
     found = {"what": what, "value": value, "unit": unit, "limit": limit, "samples": samples}
     add(found)
     print(f"| {what} | {value:.3g} {unit}{text} | – | – | – | {verdict(found)} |", flush=True)
@@ -151,22 +156,23 @@ def single(what, value, limit, unit, text="", samples=()):
 def row(what, count, rounds, first, others, limits={}, twice=False):
     """Measures, and prints a line for each other side.
 
-    limits: what the ratio must not exceed. twice: each side runs once more before each sample. What
-    takes large memory is to take what was free a moment ago: from a virtual machine the host may
-    have taken back what was free for some seconds, and what it takes to be given it again is no
-    side's doing.
+    count: repetitions in a sample; none: as many as take 30 ms. limits: what the ratio must not
+    exceed. twice: each side runs once more before each sample. What takes large memory is to take
+    what was free a moment ago: from a virtual machine the host may have taken back what was free
+    for some seconds, and what it takes to be given it again is no side's doing.
     """
     progress(what)
     sides = [first, *others]
     try:
         for side in sides:
-            side.measure(count)  # warm
+            once = side.measure(count or 300)  # warm
+            side.count = count or max(1, round(0.03 / once))
         for turn in range(rounds):
             first_now = turn % len(sides)
             for side in sides[first_now:] + sides[:first_now]:
                 if twice:
-                    side.measure(count)
-                side.samples.append(side.measure(count))
+                    side.measure(side.count)
+                side.samples.append(side.measure(side.count))
     finally:  # nobody is left to write where this /dev/shm was
         for side in sides:
             side.close()
@@ -272,31 +278,31 @@ def attach_first():
                   "x = shared_memory.SharedMemory(n); y = np.ndarray(128, float, x.buf); del y; x.close()"),
             fresh("np.load(mmap_mode)", SHM + "/first{}.npy", "import numpy as np",
                   "np.save(n, np.zeros(128))", "x = np.load(n, mmap_mode='r+')"),
-            floor("attach-first", "a"),
+            floor("attach-first", "floor"),
         ]  # fmt: skip
 
-    row("attach, the first time", 300, 15,
+    row("attach, the first time", 1, 25,
         fresh("sharr", "first{}", "import sharr", "sharr.create(n, 128)", "x = sharr.attach(n)"),
         peers(), {"SharedArray": 1.15})  # fmt: skip
-    row("attach, drop-in, the first time", 300, 15,
+    row("attach, the first time, drop-in", 1, 25,
         fresh("SharedArray (ours)", "shm://first{}", *package), peers(),
         {"SharedArray": 1.0, "shared_memory": 0.45, "np.load(mmap_mode)": 0.15})  # fmt: skip
 
 
 def attach():
     with shm(SMALL):
-        row("attach", 300, 15, ours(MAKE, "x = sharr.attach('a'); del x"),
+        row("attach, seen before", None, 25, ours(MAKE, "x = sharr.attach('a'); del x"),
             [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side(),
              plain("np.memmap", saved("g.npy"),
                    f"x = np.memmap('{SHM}/g.npy', float, 'r+', 128, 128); del x"),
              plain("joblib.load", DUMP, f"x = joblib.load('{SHM}/j', mmap_mode='r+'); del x"),
              floor("attach", "a")], {"SharedArray": 1.15})  # fmt: skip
-        row("attach, C++", 300, 15, library("attach"), [floor("attach", "a")])
-        row("attach, drop-in", 300, 15,
+        row("attach, seen before, C++", None, 25, library("attach"), [floor("attach", "a")])
+        row("attach, seen before, drop-in", None, 25,
             dropin("import sharr\n" + MAKE, "x = S.attach('shm://a'); del x"),
             [upstream(MAKE_UPSTREAM, "x = S.attach('shm://s'); del x"), memory_side(), load_side()],
             {"SharedArray": 1.0, "shared_memory": 0.45, "np.load(mmap_mode)": 0.15})  # fmt: skip
-        row("attach again, while attached", 300, 15,
+        row("attach again, while attached", None, 25,
             ours(MAKE + "held = sharr.attach('a'); time.sleep(0.1)", "x = sharr.attach('a'); del x"),
             [upstream(MAKE_UPSTREAM + "held = S.attach('shm://s')", "x = S.attach('shm://s'); del x")],
             {"SharedArray": 0.45})  # fmt: skip
@@ -305,16 +311,34 @@ def attach():
 
 def create():
     with shm(SMALL):
-        row("create + delete", 200, 15, ours("", "x = sharr.create('n', 128); sharr.delete('n')"),
-            [floor("create", "x"),
-             upstream("", "x = S.create('shm://o', 128); S.delete('shm://o')"),
-             plain("shared_memory", MAKE_MEMORY,
-                   "x = shared_memory.SharedMemory('p', True, 1024); x.close(); x.unlink()")],
-            {"floor": 1.1, "SharedArray": 1.0})  # fmt: skip
-        row("create + delete, C++", 200, 15, library("create"), [floor("create", "x")], {"floor": 1.1})
+
+        def pair(what, keep, label, side, make, delete):
+            theirs = f"{keep}S.create('shm://o', 128); S.delete('shm://o')"
+            row(what, None, 25, side("", f"{keep}{make}; {delete}"),
+                [floor(label, "x"), upstream("", theirs),
+                 plain("shared_memory", MAKE_MEMORY,
+                       "x = shared_memory.SharedMemory('p', True, 1024); x.close(); x.unlink()")],
+                {"floor": 1.1, "SharedArray": 1.0})  # fmt: skip
+
+        own = "sharr.create('n', 128)", "sharr.delete('n')"
+        pair("create + delete", "x = ", "create", ours, *own)
+        pair("create, let go + delete", "", "create-let-go", ours, *own)
+        package = "S.create('shm://n', 128)", "S.delete('shm://n')"
+        pair("create + delete, drop-in", "x = ", "create", dropin, *package)
+        row("create + delete, C++", None, 25, library("create"), [floor("create", "x")], {"floor": 1.1})
 
 
-FILL = "x = {}; x[:] = 1; del x; {}"
+# Without the time that it takes to delete it.
+UNTIL_DELETED = """
+import os
+def sample(count):
+    start = time.perf_counter()
+    {}
+    taken = time.perf_counter() - start
+    {}
+    return taken
+"""
+FILL = UNTIL_DELETED.format("x = {}; x[:] = 1; del x", "{}")
 
 
 def fill():
@@ -323,8 +347,8 @@ def fill():
     ):  # fmt: skip
         with shm(options):
             row(f"create + fill 1 GiB, {what}", 1, 7,
-                ours("", FILL.format(f"sharr.create('n', {GIB}, 'u1')", "sharr.delete('n')")),
-                [upstream("", FILL.format(f"S.create('shm://o', {GIB}, 'u1')", "S.delete('shm://o')"))],
+                ours(FILL.format(f"sharr.create('n', {GIB}, 'u1')", "sharr.delete('n')")),
+                [upstream(FILL.format(f"S.create('shm://o', {GIB}, 'u1')", "S.delete('shm://o')"))],
                 {"SharedArray": limit}, twice=True)  # fmt: skip
 
 
@@ -340,17 +364,7 @@ def touch():
              floor("touch", "a")], {"SharedArray": 0.05, "floor": 1.5}, twice=True)  # fmt: skip
 
 
-# Without the time that it takes to delete what was put.
-PUT = f"""
-import numpy as np, os
-s = np.ones({GIB}, 'u1')
-def sample(count):
-    start = time.perf_counter()
-    {{}}
-    taken = time.perf_counter() - start
-    {{}}
-    return taken
-"""
+PUT = f"import numpy as np\ns = np.ones({GIB}, 'u1')" + UNTIL_DELETED
 
 
 def put():
@@ -363,7 +377,9 @@ def put():
                 [floor("memcpy"), floor("memcpy-threads"), bare("memory alone", take, f"{SHM}/f"),
                  upstream(PUT.format(f"x = S.create('shm://o', {GIB}, 'u1'); x[:] = s; del x",
                                      "S.delete('shm://o')")),
-                 plain("np.save", PUT.format(f"np.save('{SHM}/f.npy', s)", f"os.remove('{SHM}/f.npy')"))],
+                 plain("np.save", PUT.format(f"np.save('{SHM}/f.npy', s)", f"os.remove('{SHM}/f.npy')")),
+                 plain("joblib.dump", "import joblib\n" + PUT.format(
+                     f"joblib.dump(s, '{SHM}/j')", f"os.remove('{SHM}/j')"))],
                 {"memcpy": 1.15}, twice=True)  # fmt: skip
 
 
@@ -408,9 +424,10 @@ def import_():
          importing("joblib", "joblib")])  # fmt: skip
     row("import SharedArray", 1, 15, importing("SharedArray", "SharedArray (ours)"),
         [importing("SharedArray", "SharedArray", PEER)])  # fmt: skip
-    taken = {r["ours"]: statistics.median(r["ours_seconds"]) * 1e3 for r in results[-3:]}
-    single("import sharr beyond NumPy", taken["sharr"], 5, "ms")
-    single("import SharedArray beyond NumPy", taken["SharedArray (ours)"], 3, "ms")
+    seconds = {r["ours"]: r["ours_seconds"] for r in results[-3:]}
+    for label, module, limit in (("sharr", "sharr", 5), ("SharedArray (ours)", "SharedArray", 3)):
+        taken = [second * 1e3 for second in seconds[label]]
+        single(f"import {module} beyond NumPy", statistics.median(taken), limit, "ms", samples=taken)
 
 
 @contextlib.contextmanager
@@ -418,9 +435,10 @@ def mounted():
     """A mount of shm:// while the block runs: (where, the daemon's process id)."""
     with tempfile.TemporaryDirectory() as point:
         subprocess.run(["build/bin/sharrfs", "shm://", point], check=True)
-        daemons = map(int, subprocess.check_output(["pidof", "sharrfs"], text=True).split())
-        (daemon,) = [pid for pid in daemons if point in open(f"/proc/{pid}/cmdline").read().split("\0")]
+        daemon = None
         try:
+            daemons = map(int, subprocess.check_output(["pidof", "sharrfs"], text=True).split())
+            (daemon,) = [p for p in daemons if point in open(f"/proc/{p}/cmdline").read().split("\0")]
             yield point, daemon
         finally:
             subprocess.run(["umount", point], check=True)
@@ -452,25 +470,29 @@ def sample(count):
 
 def seen_rows(point):
     """How long after a change beside the mount it is seen through it."""
-    progress("a change beside the mount is seen")
-    found = []
-    os.makedirs(f"{SHM}/seen", exist_ok=True)
-    for i in range(300):
-        old, new = (f"{SHM}/seen/{i + n}" for n in range(2))
-        if i == 0:
-            with open(old, "wb") as file:
-                file.write(NPY)
-        there = f"{point}/seen/{i}"
-        os.stat(there)
-        os.rename(old, new)
-        start = time.perf_counter()
-        while os.path.exists(there):
-            pass
-        found.append(time.perf_counter() - start)
-    found.sort()
-    middle, late, last = (found[int(len(found) * part) - 1] * 1e3 for part in (0.5, 0.99, 1))
-    single("a rename beside the mount is seen after", last, 10, "ms",
-           f" at most, {middle:.2f} median, {late:.2f} in 99 of 100", found)  # fmt: skip
+    progress("changes beside the mount are seen")
+    array, beside = f"{SHM}/array", f"{SHM}/seen"
+    os.makedirs(beside, exist_ok=True)
+    with open(array, "wb") as file:
+        file.write(NPY)
+    for what, name, change in (
+        ("a creation", "", lambda i: os.link(array, f"{beside}/{i}")),
+        ("a rename", "", lambda i: os.rename(f"{beside}/{i}", f"{beside}/new{i}")),
+        ("a deletion", "new", lambda i: os.remove(f"{beside}/new{i}")),
+    ):
+        found = []
+        for i in range(300):
+            there = f"{point}/seen/{name}{i}"
+            before = os.path.exists(there)  # which the kernel remembers
+            change(i)
+            start = time.perf_counter()
+            while os.path.exists(there) == before:
+                pass
+            found.append((time.perf_counter() - start) * 1e3)
+        found.sort()
+        middle, late, last = (found[int(len(found) * part) - 1] for part in (0.5, 0.99, 1))
+        single(f"{what} beside the mount is seen after", last, 10, "ms",
+               f" at most, {middle:.2f} median, {late:.2f} in 99 of 100", found)  # fmt: skip
 
 
 def mount_rows(point):
@@ -487,7 +509,7 @@ def mount_rows(point):
     # By time, so that less is better: at least 0.95 and 0.9 of the speed.
     pair("read 256 MiB in 1 MiB blocks", 1, "b = bytearray(1 << 20)\n",
          f"for o in range(0, {size}, 1 << 20): os.preadv(fd, [b], o)", 1.05)  # fmt: skip
-    row("4 KiB random reads", 20_000, 15, bare("mount", "read-4k", f"{point}/big"),
+    row("4 KiB random reads", None, 25, bare("mount", "read-4k", f"{point}/big"),
         [bare("tmpfs", "read-4k", f"{SHM}/big")], {"tmpfs": 1.11})  # fmt: skip
     pair("mmap faults", 1, "import numpy as np\n",
          f"m = mmap.mmap(fd, {size}); v = np.frombuffer(m, 'u1'); v[::4096].sum(); del v; m.close()",
@@ -495,13 +517,13 @@ def mount_rows(point):
     pair("in-place writes of 1 MiB", 1, "b = bytes(1 << 20)\n",
          f"for o in range(4096, {size} - (1 << 20), 1 << 20): os.pwrite(fd, b, o)", 1.11)  # fmt: skip
     make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
-    row("stat", 10_000, 15, bare("mount", "stat", f"{point}/big"),
+    row("stat", None, 25, bare("mount", "stat", f"{point}/big"),
         [bare("tmpfs", "stat", f"{SHM}/big")], {"tmpfs": 1.15})  # fmt: skip
 
     def against_empty(what, setup, statement=""):
         """Against the round trip of an empty request: statfs, which the kernel never answers."""
         opened = f"import os\nfd = os.open('{point}', os.O_RDONLY)\n"
-        row(what, 300, 15, ours(make + setup, statement, "mount"),
+        row(what, None, 15, ours(make + setup, statement, "mount"),
             [plain("empty request", opened, "os.statvfs(fd)")])  # fmt: skip
 
     against_empty("getxattr", "", f"os.getxattr('{point}/a', 'user.sharr.dtype')")
@@ -538,15 +560,15 @@ def memory_rows(point, daemon):
     listing.measure(10)
     library = resident(listing.process.pid) - before
     listing.close()
-    found = [resident(daemon)]
+    found = [resident(daemon) / (1 << 20)]
     for _ in range(30):
         with open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")
         for i in range(10_000):
             os.stat(f"{point}/many/{i}")
         subprocess.run(["ls", "-l", f"{point}/many"], stdout=subprocess.DEVNULL, check=True)
-        found.append(resident(daemon))
-    first, most, last = (n / (1 << 20) for n in (found[0], max(found), found[-1]))
+        found.append(resident(daemon) / (1 << 20))
+    first, most, last = found[0], max(found), found[-1]
     single("memory of a process that lists 10,000", library / (1 << 20), None, "MiB")
     single("memory of the daemon with 10,000 seen", most, 32, "MiB",
            f" at most, {first:.1f} at first, {last:.1f} after 300,000 look-ups", found)  # fmt: skip
@@ -558,15 +580,29 @@ curves = {}  # by panel of a plot: its axes' names and, by label, points
 def curve(panel, x, y, at, count, sides, rounds=5, scale=1):
     """Adds a point for each side: the median of its samples."""
     progress(f"{panel}: {at:,}")
-    for side in sides:
-        side.measure(count)
-    for _ in range(rounds):
+    try:
         for side in sides:
-            side.samples.append(side.measure(count))
-    lines = curves.setdefault(panel, {"x": x, "y": y, "lines": {}})["lines"]
+            side.measure(count)
+        for _ in range(rounds):
+            for side in sides:
+                side.samples.append(side.measure(count) * scale)
+    finally:  # as in row()
+        for side in sides:
+            side.close()
+    found = curves.setdefault(panel, {"x": x, "y": y, "lines": {}, "samples": {}})
     for side in sides:
-        side.close()
-        lines.setdefault(side.label, []).append((at, statistics.median(side.samples) * scale))
+        found["lines"].setdefault(side.label, []).append((at, statistics.median(side.samples)))
+        found["samples"].setdefault(side.label, []).append(side.samples)
+
+
+HOLD = """
+def sample(count):
+    global x
+    if count:
+        x = sharr.create('n', {}, 'u1', exist_ok=True)
+        x.sum()
+    return 0
+"""
 
 
 def growth():
@@ -597,14 +633,16 @@ def growth():
         size = 256 << 20
         for number in (1, 2, 4, 8):
             progress(f"memory: {number}")
-            held = [ours(f"x = sharr.create('n', {size}, 'u1', exist_ok=True); x.sum()\n", "x[0]")
-                    for _ in range(number)]  # fmt: skip
-            for side in held:
-                side.measure(1)
-            total = sum(side.shared() for side in held)
-            for side in held:
-                side.close()
-            axes = {"x": "processes on one array of 256 MiB", "y": "MiB (sum of Pss_Shmem)"}
+            with contextlib.ExitStack() as ends:
+                held = [ours(HOLD.format(size)) for _ in range(number)]
+                for side in held:
+                    ends.callback(side.close)
+                total = 0
+                for count in (0, 1):  # before, and with it
+                    for side in held:
+                        side.measure(count)
+                    total = sum(side.memory() for side in held) - total
+            axes = {"x": "processes on one array of 256 MiB", "y": "MiB that they take more"}
             panel = curves.setdefault("memory", {**axes, "lines": {}})
             panel["lines"].setdefault("sharr", []).append((number, total / (1 << 20)))
             panel["lines"].setdefault("the array", []).append((number, size / (1 << 20)))
@@ -624,8 +662,14 @@ ROWS = {
 
 
 def machine():
+    """What the figures are of; rows of another machine, or of another build, are not kept."""
     with open("/proc/cpuinfo") as file:
         model = re.search(r"model name\s*:\s*(.*)", file.read())
+    build = hashlib.sha256()
+    built = "build/lib/libsharr.a", "build/bin/sharrfs", *sorted(glob.glob("build/python/*/*.[ps]*"))
+    for part in (*built, FLOOR, __file__):
+        with open(part, "rb") as file:
+            build.update(file.read())
     versions = {}
     for python, packages in ((ME, "numpy joblib"), (PEER, "numpy SharedArray")):
         code = f"import importlib.metadata as m\nfor p in '{packages}'.split(): print(p, m.version(p))"
@@ -635,10 +679,15 @@ def machine():
     return {
         "processor": model[1] if model else platform.machine(), "processors": os.cpu_count(),
         "kernel": platform.release(), "python": platform.python_version(), **versions,
+        "build": build.hexdigest()[:12],
     }  # fmt: skip
 
 
-COLORS = {"ours is faster": "tab:blue", "the other is": "tab:gray", "limit missed": "tab:red"}
+COLORS = {
+    "ours is faster": "tab:blue", "the other is": "tab:gray", "more than a floor": "lightgray",
+    "limit missed": "tab:red",
+}  # fmt: skip
+FLOORS = {"floor", "memcpy", "memcpy-threads", "memory alone", "tmpfs", "empty request"}
 
 
 def draw(rows):
@@ -652,7 +701,9 @@ def draw(rows):
     figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.28 * len(rows)), layout="constrained")
     mark = {"color": "tab:orange", "marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}
     for y, found in enumerate(rows):
-        kind = "limit missed" if missed(found) else "ours is faster" if found["ratio"] <= 1 else "the other is"
+        kind = "limit missed" if missed(found) else "ours is faster"
+        if found["ratio"] > 1 and not missed(found):
+            kind = "more than a floor" if found["other"] in FLOORS else "the other is"
         axes.barh(y, found["ratio"] - 1, left=1, color=COLORS[kind])
         axes.plot(found["quartiles"], [y, y], color="black", linewidth=1)
         if found["limit"] is not None:
@@ -667,7 +718,7 @@ def draw(rows):
     keys = [patches.Patch(color=color, label=kind) for kind, color in COLORS.items()]
     keys.append(lines.Line2D([], [], label="limit", **mark))
     keys.append(lines.Line2D([], [], color="black", linewidth=1, label="half of the rounds"))
-    axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.2, 1), ncols=len(keys), fontsize="small")
+    axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.2, 1), ncols=3, fontsize="small")
     for suffix in ("png", "svg"):
         figure.savefig(os.path.join(OUTPUT, f"ratios.{suffix}"), dpi=120)
     pyplot.close(figure)
@@ -679,11 +730,12 @@ def draw_growth(panels):
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
     for axis, (name, panel) in zip(axes, panels.items()):
         for label, line in panel["lines"].items():
-            axis.plot(*zip(*line), marker="o", markersize=3, label=label)
+            style = "--" if label in ("tmpfs", "the array") else "-"
+            axis.plot(*zip(*line), style, marker="o", markersize=3, label=label)
         if name == "create + delete":  # over as many decades as bytes
             axis.set_yscale("log")
         else:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
         axis.set_xscale("linear" if name == "memory" else "log")
         axis.set(title=name, xlabel=panel["x"], ylabel=panel["y"])
         axis.legend(fontsize="small")
@@ -700,7 +752,7 @@ def save(about, others):
 
 
 def left(about, names):
-    """What other rows have left, on the same machine."""
+    """What other rows have left, of the same."""
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
         with open(os.path.join(OUTPUT, "results.json")) as file:
             found = json.load(file)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -52,7 +53,7 @@ char* populated_memory() {
   return base;
 }
 
-// first: of what this process has not read before.
+// first: what this process has not read before.
 void attach(const std::string& path, bool first) {
   struct statx st;
   char head[page];
@@ -64,7 +65,38 @@ void attach(const std::string& path, bool first) {
   munmap(base, small);
 }
 
-void create_and_delete(const std::string& path) {
+// Seconds each, of files that are opened for the first time by a process that has just begun.
+double attach_first(const std::string& path) {
+  constexpr int many = 300;
+  std::vector<std::string> paths;
+  for (int i = 0; i < many; ++i) {
+    const std::vector<char> content(small);
+    paths.push_back(path + std::to_string(i));
+    const int fd = check(open(paths.back().c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666), "open");
+    check(pwrite(fd, content.data(), small, 0), "pwrite");
+    close(fd);
+  }
+  int ends[2];
+  check(pipe(ends), "pipe");
+  const pid_t child = check(fork(), "fork");
+  if (child == 0) {
+    const auto start = std::chrono::steady_clock::now();
+    for (const std::string& file : paths) attach(file, true);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    const double each = taken.count() / many;
+    check(write(ends[1], &each, sizeof(each)), "write");
+    _exit(0);
+  }
+  double each = 0;
+  close(ends[1]);
+  if (read(ends[0], &each, sizeof(each)) != sizeof(each)) std::exit(1);
+  close(ends[0]);
+  waitpid(child, nullptr, 0);
+  return each;
+}
+
+// held: while it is removed, so that nobody has to read what it is.
+void create_and_delete(const std::string& path, bool held) {
   const std::string directory = path.substr(0, path.rfind('/') + 1);
   struct statx st;
   char file[small] = {};
@@ -77,9 +109,17 @@ void create_and_delete(const std::string& path) {
     check(linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW), "linkat");
   }
   close(fd);
+  if (held) {
+    check(statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_ALL, &st), "statx");
+    check(unlink(path.c_str()), "unlink");
+    munmap(base, small);
+    return;
+  }
   munmap(base, small);
-  // Whether it is what this process has mapped.
-  check(statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_ALL, &st), "statx");
+  const int again = check(open(path.c_str(), O_RDONLY | O_CLOEXEC), "open");
+  check(statx(again, "", AT_EMPTY_PATH, STATX_ALL, &st), "statx");
+  check(pread(again, file, page, 0), "pread");
+  close(again);
   check(unlink(path.c_str()), "unlink");
 }
 
@@ -161,8 +201,8 @@ int main(int argc, char** argv) {
   char* to = nullptr;
   const std::map<std::string, std::function<void()>> rows = {
       {"attach", [&] { attach(path, false); }},
-      {"attach-first", [&] { attach(path, true); }},
-      {"create", [&] { create_and_delete(path); }},
+      {"create", [&] { create_and_delete(path, true); }},
+      {"create-let-go", [&] { create_and_delete(path, false); }},
       {"library-attach", [&] { library_attach(path); }},
       {"library-create", [&] { library_create_and_delete("shm://library"); }},
       {"stat", [&] { look(path); }},
@@ -173,6 +213,13 @@ int main(int argc, char** argv) {
       {"take-huge", [&] { take(path, true); }},
       {"take-small", [&] { take(path, false); }},
   };
+  if (std::string(argv[1]) == "attach-first") {
+    for (int count; std::cin >> count;) {
+      std::printf("%.9f\n", attach_first(path));
+      std::fflush(stdout);
+    }
+    return 0;
+  }
   const auto& work = rows.at(argv[1]);
   if (std::string(argv[1]) == "library-attach") {
     sharr::create(path, {128}, sharr::Dtype::of<double>(), {.exist_ok = true});
