@@ -61,17 +61,19 @@ bool gives_huge_pages(dev_t device) {
          options.find(",huge=never,") == std::string::npos && huge_page_size() > 0;
 }
 
-std::uint64_t huge_bytes(int fd, std::uint64_t size) {
+namespace {
+
+// How much of a mapping of a file is in huge pages. data: where in it there is any from an offset
+// on; negative when there is none.
+std::uint64_t huge_bytes_mapped(char* base, std::uint64_t size,
+                                const std::function<off_t(std::uint64_t)>& data) {
   const std::uint64_t page = huge_page_size();
-  if (page == 0 || size < page) return 0;
-  void* const base = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-  if (base == MAP_FAILED) return 0;
   // What a mapping has mapped whole is a huge page. To touch a hole would take memory.
   for (std::uint64_t at = 0; at + page <= size; at += page) {
-    const off_t data = lseek(fd, static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0) break;
-    at = static_cast<std::uint64_t>(data) / page * page;
-    madvise(static_cast<char*>(base) + data / 4096 * 4096, 4096, MADV_POPULATE_READ);
+    const off_t found = data(at);
+    if (found < 0 || static_cast<std::uint64_t>(found) >= size) break;
+    at = static_cast<std::uint64_t>(found) / page * page;
+    madvise(base + found / 4096 * 4096, 4096, MADV_POPULATE_READ);
   }
   std::uint64_t kib = 0;
   bool inside = false;
@@ -90,8 +92,37 @@ std::uint64_t huge_bytes(int fd, std::uint64_t size) {
       kib += mapped;
     }
   }
-  munmap(base, size);
   return kib * 1024;
+}
+
+}  // namespace
+
+std::uint64_t huge_bytes(int fd, std::uint64_t size) {
+  const std::uint64_t page = huge_page_size();
+  std::uint64_t found = 0;
+  if (page == 0) return 0;
+  // At once, unless the process may not map so much.
+  std::uint64_t window = size;
+  for (std::uint64_t from = 0; from + page <= size;) {
+    const std::uint64_t length = std::min(window, size - from);
+    void* const base = mmap(nullptr, length, PROT_NONE, MAP_SHARED, fd, static_cast<off_t>(from));
+    if (base == MAP_FAILED) {
+      if (window <= page) break;
+      window = std::max(page, window / 2 / page * page);
+      continue;
+    }
+    // After mlockall(MCL_FUTURE) to map a hole readable would fill it.
+    munlock(base, length);
+    if (mprotect(base, length, PROT_READ) == 0) {
+      found += huge_bytes_mapped(static_cast<char*>(base), length, [&](std::uint64_t at) {
+        const off_t data = lseek(fd, static_cast<off_t>(from + at), SEEK_DATA);
+        return data < 0 ? data : data - static_cast<off_t>(from);
+      });
+    }
+    munmap(base, length);
+    from += length;
+  }
+  return found;
 }
 
 int populate(std::byte* at, std::uint64_t length) noexcept {

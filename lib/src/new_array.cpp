@@ -80,7 +80,7 @@ NewArray::State::State(const Name& given, const Shape& shape, const Dtype& dtype
       pages != Pages::of_file || (elements != nullptr && size >= detail::huge_threshold);
   const bool whole = !taken && options.reserve && write_whole(header, nbytes, elements);
   if (taken) {
-    staging->extend(size);
+    staging->check_space(size);
   } else if (!whole) {
     staging->allocate(options.reserve ? size : header.size(), options.on_signal);
   }
@@ -134,6 +134,9 @@ void NewArray::State::take(std::byte* base, std::size_t header, std::uint64_t si
                    (whole < size && madvise(base + whole, size - whole, MADV_NOHUGEPAGE) != 0))) {
     detail::throw_errno(name);
   }
+  // Not before: after mlockall(MCL_FUTURE) to map what is there is to take it, in pages of any
+  // size.
+  staging->extend(size);
   const auto* const source = static_cast<const std::byte*>(elements);
   const auto write = [&](std::uint64_t from, std::uint64_t length) {
     const std::uint64_t start = std::max<std::uint64_t>(from, header);

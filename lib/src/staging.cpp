@@ -255,7 +255,6 @@ void Staging::resize(std::uint64_t size, bool holes) {
 }
 
 void Staging::extend(std::uint64_t size) {
-  check_space(size);
   if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) throw_errno(name_);
 }
 

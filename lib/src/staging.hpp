@@ -35,7 +35,7 @@ class Staging {
   void resize(std::uint64_t size, bool holes);
   // Whether there would be room for it to have that size. Throws as throw_no_space().
   void check_space(std::uint64_t size);
-  // Gives the file its size without memory, which is checked for, but not taken.
+  // Gives the file its size, without the memory.
   void extend(std::uint64_t size);
   // A tmpfs mounted huge=always gives a huge page to the smallest file: gives back what lies behind
   // the first `size` bytes. st: of the file. Where that fails it stays so, which is no more than

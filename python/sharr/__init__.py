@@ -186,7 +186,7 @@ def put(name, array_like, *, replace=False):
         NumPy makes no array, or one of Python objects, of this.
     OSError
         As `create`. ``EFAULT``: what is to be copied, if it is contiguous, is a
-        mapped file that has been cut short.
+        mapped file that has been cut short; cut short meanwhile, SIGBUS.
 
     Examples
     --------

@@ -130,6 +130,35 @@ def test_a_hole_is_not_filled_by_looking():
 
 
 @needs_root
+def test_memory_that_is_locked_as_it_is_mapped():
+    with_shm("huge=advise,size=80m", """
+        import ctypes
+        a = sharr.create("a", 32 * MIB, "u1", reserve=False)
+        before = taken("a")
+        assert ctypes.CDLL(None).mlockall(2) == 0  # MCL_FUTURE
+        assert sharr.info("a").huge == 0 and taken("a") == before < MIB
+        sharr.create("b", 16 * MIB, "u1")
+        sharr.put("c", np.ones(16 * MIB, "u1"))
+        assert sharr.info("b").huge == sharr.info("c").huge == 16 * MIB
+        raises(errno.ENOSPC, sharr.create, "d", 200 * MIB, "u1")
+        raises(errno.ENOSPC, sharr.create, "e", 62 * MIB, "u1", huge=False)
+        assert sorted(os.listdir("/dev/shm")) == ["a", "b", "c"]
+    """)
+
+
+@needs_root
+def test_huge_pages_are_told_where_little_may_be_mapped():
+    with_shm("huge=advise,size=128m", """
+        import resource
+        x = sharr.create("a", 64 * MIB + 1, "u1"); del x
+        mapped = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + 24 * MIB, -1))
+        raises(errno.ENOMEM, sharr.attach, "a")
+        assert sharr.info("a").huge == 64 * MIB
+    """)  # fmt: skip
+
+
+@needs_root
 def test_no_huge_pages_there(tmp_path):
     with_shm("size=64m", """
         for nbytes in (1, 9 * MIB):

@@ -105,7 +105,9 @@ struct Info {
   std::uint64_t offset = 0;  // of the data in the file, in bytes
   std::uint64_t nbytes = 0;  // of the data
   std::string format;        // "NPY 1.0", "NPY 2.0", "NPY 3.0" or "SharedArray"
-  std::uint64_t huge = 0;    // bytes of the file in huge pages, where info() has looked
+  // Bytes of the file in huge pages, where info() has looked; none in a process that is to have
+  // none (PR_SET_THP_DISABLE).
+  std::uint64_t huge = 0;
 
   std::uint64_t size() const noexcept;  // number of elements
 };
@@ -262,7 +264,7 @@ class NewNamespace {
 // order (options.order). Copied once, by several threads where that is quicker; takes what memory
 // it needs as it goes, and neither exist_ok nor reserve = false (EINVAL). Otherwise as create(),
 // but a name that is taken is EEXIST before anything is copied, and elements that cannot be read, as
-// those of a mapped file that has been cut short, are EFAULT.
+// those of a mapped file that has been cut short, are EFAULT; cut short while they are copied, SIGBUS.
 Array put(const Name& name, const Shape& shape, const Dtype& dtype, const void* elements,
           const CreateOptions& options = {});
 
