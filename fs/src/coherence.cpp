@@ -475,6 +475,7 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   }
   if (expire) expire_names();
   expire_names_of(misnamed, std::move(prunable));
+  follow_source();
   const std::lock_guard lock(mutex_);
   if (!repeat_) return -1;
   repeat_after_ = events.empty() ? repeat_after_ * 2 : first_repeat;

@@ -175,10 +175,48 @@ FileSystem::Key FileSystem::key_of(const struct stat& st) {
 }
 
 FileSystem::NodePtr FileSystem::find(fuse_ino_t id) {
+  if (id == FUSE_ROOT_ID) follow_source();
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end()) fail(ESTALE);
   return found->second;
+}
+
+void FileSystem::follow_source() {
+  NodePtr root;
+  {
+    const std::lock_guard lock(mutex_);
+    root = nodes_.at(FUSE_ROOT_ID);
+    if (!is_gone(*root)) return;
+  }
+  FileDescriptor now;
+  try {
+    // Elsewhere a symbolic link could lead into this mount, which would ask itself.
+    const sharr::Name name = sharr::Name::directory(prefix_);
+    if (name.shm()) now = sharr::open_directory(name);
+  } catch (const sharr::Error&) {  // there is none
+  }
+  if (!now) return;
+  std::vector<NodePtr> lost;
+  {
+    const std::unique_lock tree(tree_mutex_);
+    const std::lock_guard lock(mutex_);
+    if (!is_gone(*root)) return;
+    for (const auto& [id, node] : nodes_) {
+      if (node->placed && node->parent == root) lost.push_back(node);
+    }
+    for (const NodePtr& node : lost) retire(node);
+    unwatch(*root);
+    ids_.erase(root->key);
+    root->key = key_of(stat_of(now.get()));
+    ids_[root->key] = root->id;
+    root->fd = std::move(now);
+    root->listing.reset();
+    ++root->changes;
+    watch(root);
+  }
+  expire_attributes(FUSE_ROOT_ID);
+  expire_names_of(lost);
 }
 
 std::string FileSystem::path_of(const NodePtr& node) {

@@ -81,6 +81,10 @@ class FileSystem {
 
   static Key key_of(const struct stat& st);
   NodePtr find(fuse_ino_t id);
+  // Where the source was a namespace that is gone, and there is one of that name again, the root
+  // becomes that: to fill an empty one with arrays that appear together replaces it. No lock is
+  // held.
+  void follow_source();
   std::pair<NodePtr, std::string> place_of(const NodePtr& node);
   // Where a node is below the source, "." for the root.
   std::string path_of(const NodePtr& node);

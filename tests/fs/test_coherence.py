@@ -665,3 +665,45 @@ def test_killed_in_a_storm(place):
                 os.listdir(point)
             fails(errno.ENOTCONN, os.listdir, point)
             subprocess.run(["umount", point], check=True)
+
+
+def test_a_namespace_that_is_made_again_is_shown(space):
+    uri, behind, point = space
+    ones = np.ones(3)
+
+    def shown(*names):
+        soon(lambda: os.listdir(point) == sorted(names), names)
+        for name in names:
+            assert (np.load(point / name) == ones).all()
+
+    sharr.put(f"{uri}/a", ones)
+    shown("a")
+    sharr.delete(f"{uri}/a")
+    sharr.put_all(f"{uri}/", {"x": ones, "y": ones})  # in the place of the empty one
+    shown("x", "y")
+    with open(point / "new", "wb") as file:
+        np.save(file, ones)
+    assert behind.joinpath("new").exists()
+    with open(point / "x", "rb") as file:
+        sharr.delete_all(f"{uri}/")
+        shown()
+        assert not (point / "x").exists()
+        fails(errno.ENOENT, open, point / "y", "rb")
+        sharr.put(f"{uri}/x", ones * 2)  # a file beside the old one
+        soon(lambda: (point / "x").exists(), "x")
+        assert (np.load(point / "x") == 2).all()
+        assert (np.load(file) == 1).all()
+    shutil.rmtree(behind)
+    sharr.put_all(f"{uri}/", {"z": ones})
+    shown("z")
+    sharr.delete(f"{point}/z")
+    shown()
+    # Of what is only moved away it is the directory that is mounted.
+    moved = behind.with_name(behind.name + "-moved")
+    behind.rename(moved)
+    try:
+        sharr.put(f"{uri}/other", ones)
+        shown()
+    finally:
+        moved.rmdir()
+    shown("other")
