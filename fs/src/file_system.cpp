@@ -203,7 +203,7 @@ void FileSystem::follow_source() {
     const std::lock_guard lock(mutex_);
     if (!is_gone(*root)) return;
     for (const auto& [id, node] : nodes_) {
-      if (node->placed && node->parent == root) lost.push_back(node);
+      if (node->placed && node->parent == root && !node->writing) lost.push_back(node);
     }
     for (const NodePtr& node : lost) retire(node);
     unwatch(*root);

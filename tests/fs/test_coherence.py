@@ -679,8 +679,11 @@ def test_a_namespace_that_is_made_again_is_shown(space):
     sharr.put(f"{uri}/a", ones)
     shown("a")
     sharr.delete(f"{uri}/a")
-    sharr.put_all(f"{uri}/", {"x": ones, "y": ones})  # in the place of the empty one
-    shown("x", "y")
+    with open(point / "begun", "wb") as begun:
+        np.save(begun, ones)
+        sharr.put_all(f"{uri}/", {"x": ones, "y": ones})  # in the place of the empty one
+        shown("x", "y")
+    shown("begun", "x", "y")
     with open(point / "new", "wb") as file:
         np.save(file, ones)
     assert behind.joinpath("new").exists()
