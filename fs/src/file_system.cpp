@@ -44,6 +44,8 @@ constexpr std::size_t least_swept = 64;
 // Of nodes without a name that somebody may still be asking about.
 constexpr std::size_t most_retired = 1024;
 
+constexpr std::string_view shm_scheme = "shm://";
+
 // To look is not to use: while this lives, reading leaves the time of access alone, where that may
 // be asked for.
 class Unnoticed {
@@ -132,6 +134,9 @@ FileSystem::FileSystem(FileDescriptor source, std::string prefix, bool direct_io
   root->fd = FileDescriptor(fcntl(source_.get(), F_DUPFD_CLOEXEC, 0));
   if (!root->fd) fail(errno);
   root->lookups = 1;  // the kernel never forgets it
+  if (prefix_.starts_with(shm_scheme)) {
+    shm_ = sharr::open_directory(sharr::Name::directory(std::string(shm_scheme)));
+  }
   nodes_.emplace(root->id, root);
   ids_.emplace(root->key, root->id);
 }
@@ -174,46 +179,80 @@ FileSystem::Key FileSystem::key_of(const struct stat& st) {
   return {st.st_dev, st.st_ino, S_ISDIR(st.st_mode)};
 }
 
-FileSystem::NodePtr FileSystem::find(fuse_ino_t id) {
+FileSystem::NodePtr FileSystem::find(fuse_ino_t id, fuse_req_t request, int access) {
   if (id == FUSE_ROOT_ID) follow_source();
+  NodePtr node;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) fail(ESTALE);
+    node = found->second;
+  }
+  // The kernel may have let it pass by the rights of what the root was before.
+  if (id == FUSE_ROOT_ID && followed_ && request != nullptr &&
+      !may(request, held(node).get(), access)) {
+    fail(errno);
+  }
+  return node;
+}
+
+FileSystem::Key FileSystem::key_at(const NodePtr& node) {
   const std::lock_guard lock(mutex_);
-  const auto found = nodes_.find(id);
-  if (found == nodes_.end()) fail(ESTALE);
-  return found->second;
+  return node->key;
 }
 
 void FileSystem::follow_source() {
   NodePtr root;
+  struct stat was;
   {
     const std::lock_guard lock(mutex_);
     root = nodes_.at(FUSE_ROOT_ID);
     if (!is_gone(*root)) return;
+    was = stat_of(root->fd.get());
   }
+  // Beneath that nothing is mounted, this mount least of all, which would ask itself.
   FileDescriptor now;
-  try {
-    // Elsewhere a symbolic link could lead into this mount, which would ask itself.
-    const sharr::Name name = sharr::Name::directory(prefix_);
-    if (name.shm()) now = sharr::open_directory(name);
-  } catch (const sharr::Error&) {  // there is none
-  }
+  if (shm_)
+    now = sharr::open_beneath(shm_.get(), prefix_.substr(shm_scheme.size()), O_PATH | O_DIRECTORY);
   if (!now) return;
+  const struct stat st = stat_of(now.get());
+  if (st.st_uid != was.st_uid) return;  // whoever has taken its name
+  const Key key = key_of(st);
   std::vector<NodePtr> lost;
   {
     const std::unique_lock tree(tree_mutex_);
     const std::lock_guard lock(mutex_);
     if (!is_gone(*root)) return;
     for (const auto& [id, node] : nodes_) {
-      if (node->placed && node->parent == root && !node->writing) lost.push_back(node);
+      if (node->parent == root || (node != root && node->key == key)) lost.push_back(node);
     }
-    for (const NodePtr& node : lost) retire(node);
+    // What was allowed in the old one is not in another; it is ENOENT now.
+    const auto old = std::make_shared<Node>();
+    old->id = next_id_++;
+    old->directory = true;
+    old->key = root->key;
+    old->name = "(removed)";
+    old->parent = root;
+    for (const NodePtr& node : lost) {
+      unwatch(*node);
+      node->fd = {};  // of the new root, if it was seen in the old one
+      holding_.erase(node);
+      if (node->writing) {
+        unplace(*node);
+      } else if (node->placed) {
+        retire(node);
+      }
+      if (node->parent == root) node->parent = old;
+    }
     unwatch(*root);
     ids_.erase(root->key);
-    root->key = key_of(stat_of(now.get()));
-    ids_[root->key] = root->id;
-    root->fd = std::move(now);
+    ids_[key] = root->id;
+    root->key = key;
+    old->fd = std::exchange(root->fd, std::move(now));
     root->listing.reset();
     ++root->changes;
     watch(root);
+    followed_ = true;
   }
   expire_attributes(FUSE_ROOT_ID);
   expire_names_of(lost);

@@ -80,11 +80,13 @@ class FileSystem {
   using Key = std::tuple<dev_t, ino_t, bool>;  // device, inode, is a directory
 
   static Key key_of(const struct stat& st);
-  NodePtr find(fuse_ino_t id);
-  // Where the source was a namespace that is gone, and there is one of that name again, the root
-  // becomes that: to fill an empty one with arrays that appear together replaces it. No lock is
-  // held.
+  // access: what the request is to be allowed in it, where it is a directory; see access(2).
+  NodePtr find(fuse_ino_t id, fuse_req_t request = nullptr, int access = 0);
+  // Where the source was a namespace that is gone, and its owner has one of that name again, the
+  // root becomes that: to fill an empty one with arrays that appear together replaces it. No lock
+  // is held.
   void follow_source();
+  Key key_at(const NodePtr& node);
   std::pair<NodePtr, std::string> place_of(const NodePtr& node);
   // Where a node is below the source, "." for the root.
   std::string path_of(const NodePtr& node);
@@ -211,11 +213,13 @@ class FileSystem {
 
   const sharr::FileDescriptor source_;
   const std::string prefix_;
+  sharr::FileDescriptor shm_;  // /dev/shm, if the source is in it
   const bool direct_io_;
   fuse_session* session_ = nullptr;
   process::Mount mount_{};
   LockWaiters lock_waiters_;
   Watches watches_;
+  std::atomic<bool> followed_{false};  // once
   std::atomic<bool> remembers_{false};
   std::atomic<bool> prunes_{false};
 

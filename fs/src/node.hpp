@@ -58,6 +58,7 @@ struct FileSystem::Directory {
     }
   };
   using Items = std::vector<Item>;
+  Key key;                             // whose it was when it was opened
   std::shared_ptr<const Items> items;  // of all who read the same
   std::uint64_t changes = 0;           // before that
   bool in_kernel = false;              // entries are on their way to names there

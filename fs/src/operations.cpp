@@ -91,7 +91,7 @@ struct FileSystem::Operations {
   static void lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
-      const NodePtr directory = fs.find(parent);
+      const NodePtr directory = fs.find(parent, request, X_OK);
       if (const auto draft = fs.enter_overwriting(directory, name, caller_of(request))) {
         return reply_entry(request, fs, *draft);
       }
@@ -281,7 +281,7 @@ struct FileSystem::Operations {
       check_new_name(name);
       if ((mode & (S_ISUID | S_ISGID)) != 0) fail(EPERM);
       const bool exclusive = (file->flags & O_EXCL) != 0;
-      const NodePtr directory = fs.find(parent);
+      const NodePtr directory = fs.find(parent, request, W_OK | X_OK);
       const FileDescriptor fd = fs.open_directory(directory);
       const std::string prefix = fs.prefix_of(directory);
       std::unique_lock order(fs.publishing_);
@@ -584,9 +584,11 @@ struct FileSystem::Operations {
 
   // Directories
 
-  static void opendir(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+  static void opendir(fuse_req_t request, fuse_ino_t id, fuse_file_info* file) {
     answer(request, [&] {
+      FileSystem& fs = self_of(request);
       auto directory = std::make_unique<Directory>();
+      directory->key = fs.key_at(fs.find(id, request, R_OK));
       file->fh = reinterpret_cast<std::uint64_t>(directory.get());
       if (fuse_reply_open(request, file) == 0) static_cast<void>(directory.release());
     });
@@ -609,7 +611,11 @@ struct FileSystem::Operations {
     auto& directory = *reinterpret_cast<Directory*>(file->fh);
     const NodePtr node = fs.find(id);
     fs.taken(directory);
-    if (offset == 0) fs.read_directory(node, directory);  // the start, or rewinddir
+    if (offset == 0) {  // the start, or rewinddir
+      directory.items.reset();
+      // In one that was removed there is nothing.
+      if (fs.key_at(node) == directory.key) fs.read_directory(node, directory);
+    }
     std::vector<char> buffer(size);
     std::vector<fuse_ino_t> entered;
     size_t used = 0;
@@ -675,7 +681,7 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       check_new_name(name);
-      const NodePtr directory = fs.find(parent);
+      const NodePtr directory = fs.find(parent, request, W_OK | X_OK);
       const FileDescriptor fd = fs.open_directory(directory);
       {
         const AsCaller caller(request);
@@ -689,7 +695,7 @@ struct FileSystem::Operations {
   static void remove(fuse_req_t request, fuse_ino_t parent, const char* name, bool directory) {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
-      const NodePtr node = fs.find(parent);
+      const NodePtr node = fs.find(parent, request, W_OK | X_OK);
       const FileDescriptor fd = fs.open_directory(node);
       const auto entry = sharr::inspect(fd.get(), name, fs.prefix_of(node));
       if (!entry) fail(ENOENT);
@@ -722,8 +728,8 @@ struct FileSystem::Operations {
       constexpr unsigned exchange = RENAME_EXCHANGE;
       if ((flags & ~(no_replace | exchange)) != 0) fail(EINVAL);
       check_new_name(new_name);
-      const NodePtr from = fs.find(parent);
-      const NodePtr to = fs.find(new_parent);
+      const NodePtr from = fs.find(parent, request, W_OK | X_OK);
+      const NodePtr to = fs.find(new_parent, request, W_OK | X_OK);
       const std::unique_lock tree(fs.tree_mutex_);
       const FileDescriptor from_fd = fs.open_directory(from);
       const FileDescriptor to_fd = fs.open_directory(to);

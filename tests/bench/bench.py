@@ -471,12 +471,13 @@ def sample(count):
 def seen_rows(point):
     """How long after a change beside the mount it is seen through it."""
     progress("changes beside the mount are seen")
-    array, beside = f"{SHM}/array", f"{SHM}/seen"
+    beside = f"{SHM}/seen"
     os.makedirs(beside, exist_ok=True)
-    with open(array, "wb") as file:
-        file.write(NPY)
+    for i in range(300):
+        with open(f"{SHM}/made{i}", "wb") as file:
+            file.write(NPY)
     for what, name, change in (
-        ("a creation", "", lambda i: os.link(array, f"{beside}/{i}")),
+        ("a creation", "", lambda i: os.rename(f"{SHM}/made{i}", f"{beside}/{i}")),
         ("a rename", "", lambda i: os.rename(f"{beside}/{i}", f"{beside}/new{i}")),
         ("a deletion", "new", lambda i: os.remove(f"{beside}/new{i}")),
     ):

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import multiprocessing
 import os
 import pathlib
@@ -679,18 +680,24 @@ def test_a_namespace_that_is_made_again_is_shown(space):
     sharr.put(f"{uri}/a", ones)
     shown("a")
     sharr.delete(f"{uri}/a")
-    with open(point / "begun", "wb") as begun:
-        np.save(begun, ones)
-        sharr.put_all(f"{uri}/", {"x": ones, "y": ones})  # in the place of the empty one
-        shown("x", "y")
-    shown("begun", "x", "y")
+    content = io.BytesIO()
+    np.save(content, ones)
+    begun = os.open(point / "begun", os.O_CREAT | os.O_WRONLY)
+    os.write(begun, content.getvalue())
+    opened = os.open(point, os.O_RDONLY)
+    sharr.put_all(f"{uri}/", {"x": ones, "y": ones})  # in the place of the empty one
+    shown("x", "y")
+    fails(errno.ENOENT, os.close, begun)  # what it was to be put into is not there
+    assert os.listdir(opened) == []
+    os.close(opened)
+    shown("x", "y")
     with open(point / "new", "wb") as file:
         np.save(file, ones)
     assert behind.joinpath("new").exists()
     with open(point / "x", "rb") as file:
         sharr.delete_all(f"{uri}/")
         shown()
-        assert not (point / "x").exists()
+        soon(lambda: not (point / "x").exists(), "x")
         fails(errno.ENOENT, open, point / "y", "rb")
         sharr.put(f"{uri}/x", ones * 2)  # a file beside the old one
         soon(lambda: (point / "x").exists(), "x")
@@ -701,6 +708,18 @@ def test_a_namespace_that_is_made_again_is_shown(space):
     shown("z")
     sharr.delete(f"{point}/z")
     shown()
+    # Somebody else's is not followed.
+    other = behind.with_name(behind.name + "-other")
+    other.mkdir()
+    sharr.put(f"{uri}-other/theirs", ones)
+    os.chown(other, 65534, 65534)
+    sharr.delete_all(f"{uri}/")
+    other.rename(behind)
+    shown()
+    shutil.rmtree(behind)
+    sharr.put(f"{uri}/mine", ones)
+    shown("mine")
+    sharr.delete(f"{uri}/mine")
     # Of what is only moved away it is the directory that is mounted.
     moved = behind.with_name(behind.name + "-moved")
     behind.rename(moved)

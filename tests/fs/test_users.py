@@ -1004,3 +1004,25 @@ def test_an_ordinary_users_mount_writes(name, public_build):
     for entry in behind.iterdir():
         assert entry.stat().st_uid == NOBODY
     assert (behind / "f").read_bytes() == (behind / "a").read_bytes()
+
+
+def test_who_may_enter_a_namespace_that_is_made_again(world):
+    behind, point = world
+    uri = f"shm://{behind.name}"
+    value = "sys.stdout.write(str(np.load(f'{point}/a')))"
+    sharr.put(f"{uri}/a", 1.0)
+    assert run_as(value, behind, point) == "1.0"  # the kernel remembers what there is
+    sharr.delete_all(f"{uri}/")
+    behind.mkdir(0o700)
+    sharr.put(f"{uri}/a", 2.0)
+    for denied in (value, "os.listdir(point)"):
+        run_as(f"""
+            try:
+                {denied}
+            except PermissionError:
+                sys.exit()
+            sys.exit("let in")
+        """, behind, point)  # fmt: skip
+    assert np.load(point / "a") == 2.0
+    behind.chmod(0o755)
+    assert run_as(value, behind, point) == "2.0"
