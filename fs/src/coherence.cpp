@@ -295,6 +295,7 @@ void FileSystem::read_directory(const NodePtr& node, Directory& directory) {
   const sharr::FileDescriptor fd = open_node(node, O_PATH | O_DIRECTORY, st);
   directory.changes = changes_of(node);
   directory.items.reset();
+  if (key_of(st) != directory.key) return;  // that was removed: there is nothing in it
   auto items = std::make_shared<Directory::Items>();
   {
     std::vector<sharr::Entry> entries = sharr::scan(fd.get(), prefix_of(node));

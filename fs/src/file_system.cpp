@@ -134,7 +134,7 @@ FileSystem::FileSystem(FileDescriptor source, std::string prefix, bool direct_io
   root->fd = FileDescriptor(fcntl(source_.get(), F_DUPFD_CLOEXEC, 0));
   if (!root->fd) fail(errno);
   root->lookups = 1;  // the kernel never forgets it
-  if (prefix_.starts_with(shm_scheme)) {
+  if (prefix_.starts_with(shm_scheme) && prefix_ != shm_scheme) {
     shm_ = sharr::open_directory(sharr::Name::directory(std::string(shm_scheme)));
   }
   nodes_.emplace(root->id, root);
@@ -196,12 +196,8 @@ FileSystem::NodePtr FileSystem::find(fuse_ino_t id, fuse_req_t request, int acce
   return node;
 }
 
-FileSystem::Key FileSystem::key_at(const NodePtr& node) {
-  const std::lock_guard lock(mutex_);
-  return node->key;
-}
-
 void FileSystem::follow_source() {
+  if (!shm_) return;
   NodePtr root;
   struct stat was;
   {
@@ -211,9 +207,8 @@ void FileSystem::follow_source() {
     was = stat_of(root->fd.get());
   }
   // Beneath that nothing is mounted, this mount least of all, which would ask itself.
-  FileDescriptor now;
-  if (shm_)
-    now = sharr::open_beneath(shm_.get(), prefix_.substr(shm_scheme.size()), O_PATH | O_DIRECTORY);
+  FileDescriptor now =
+      sharr::open_beneath(shm_.get(), prefix_.substr(shm_scheme.size()), O_PATH | O_DIRECTORY);
   if (!now) return;
   const struct stat st = stat_of(now.get());
   if (st.st_uid != was.st_uid) return;  // whoever has taken its name

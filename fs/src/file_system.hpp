@@ -86,7 +86,6 @@ class FileSystem {
   // root becomes that: to fill an empty one with arrays that appear together replaces it. No lock
   // is held.
   void follow_source();
-  Key key_at(const NodePtr& node);
   std::pair<NodePtr, std::string> place_of(const NodePtr& node);
   // Where a node is below the source, "." for the root.
   std::string path_of(const NodePtr& node);
@@ -213,7 +212,7 @@ class FileSystem {
 
   const sharr::FileDescriptor source_;
   const std::string prefix_;
-  sharr::FileDescriptor shm_;  // /dev/shm, if the source is in it
+  sharr::FileDescriptor shm_;  // /dev/shm, if the source is a namespace in it
   const bool direct_io_;
   fuse_session* session_ = nullptr;
   process::Mount mount_{};

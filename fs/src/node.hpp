@@ -141,7 +141,7 @@ struct FileSystem::Truncation {
 struct FileSystem::Node {
   fuse_ino_t id;
   bool directory;
-  Key key;  // of a directory for good; of a file as bind() says
+  Key key;  // of a directory for good, but for follow_source(); of a file as bind() says
   std::uint64_t lookups = 0;
   // Where it was seen last; of a draft, where it is to appear.
   NodePtr parent;

@@ -588,7 +588,11 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       auto directory = std::make_unique<Directory>();
-      directory->key = fs.key_at(fs.find(id, request, R_OK));
+      const NodePtr node = fs.find(id, request, R_OK);
+      {
+        const std::lock_guard lock(fs.mutex_);
+        directory->key = node->key;
+      }
       file->fh = reinterpret_cast<std::uint64_t>(directory.get());
       if (fuse_reply_open(request, file) == 0) static_cast<void>(directory.release());
     });
@@ -611,11 +615,7 @@ struct FileSystem::Operations {
     auto& directory = *reinterpret_cast<Directory*>(file->fh);
     const NodePtr node = fs.find(id);
     fs.taken(directory);
-    if (offset == 0) {  // the start, or rewinddir
-      directory.items.reset();
-      // In one that was removed there is nothing.
-      if (fs.key_at(node) == directory.key) fs.read_directory(node, directory);
-    }
+    if (offset == 0) fs.read_directory(node, directory);  // the start, or rewinddir
     std::vector<char> buffer(size);
     std::vector<fuse_ino_t> entered;
     size_t used = 0;

@@ -63,16 +63,15 @@ bool gives_huge_pages(dev_t device) {
 
 namespace {
 
-// How much of a mapping of a file is in huge pages. data: where in it there is any from an offset
-// on; negative when there is none.
-std::uint64_t huge_bytes_mapped(char* base, std::uint64_t size,
-                                const std::function<off_t(std::uint64_t)>& data) {
+// How much of what is mapped of a file, `size` bytes of it from an offset on, is in huge pages.
+std::uint64_t huge_bytes_mapped(int fd, std::uint64_t from, char* base, std::uint64_t size) {
   const std::uint64_t page = huge_page_size();
   // What a mapping has mapped whole is a huge page. To touch a hole would take memory.
   for (std::uint64_t at = 0; at + page <= size; at += page) {
-    const off_t found = data(at);
-    if (found < 0 || static_cast<std::uint64_t>(found) >= size) break;
-    at = static_cast<std::uint64_t>(found) / page * page;
+    const off_t data = lseek(fd, static_cast<off_t>(from + at), SEEK_DATA);
+    if (data < 0 || static_cast<std::uint64_t>(data) >= from + size) break;
+    const std::uint64_t found = static_cast<std::uint64_t>(data) - from;
+    at = found / page * page;
     madvise(base + found / 4096 * 4096, 4096, MADV_POPULATE_READ);
   }
   std::uint64_t kib = 0;
@@ -114,10 +113,7 @@ std::uint64_t huge_bytes(int fd, std::uint64_t size) {
     // After mlockall(MCL_FUTURE) to map a hole readable would fill it.
     munlock(base, length);
     if (mprotect(base, length, PROT_READ) == 0) {
-      found += huge_bytes_mapped(static_cast<char*>(base), length, [&](std::uint64_t at) {
-        const off_t data = lseek(fd, static_cast<off_t>(from + at), SEEK_DATA);
-        return data < 0 ? data : data - static_cast<off_t>(from);
-      });
+      found += huge_bytes_mapped(fd, from, static_cast<char*>(base), length);
     }
     munmap(base, length);
     from += length;
