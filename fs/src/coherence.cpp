@@ -136,7 +136,7 @@ void FileSystem::stop() {
 
 void FileSystem::watch(const NodePtr& node) {
   if (!node->fd) return;
-  node->watch = watches_.add(node->fd.get());
+  node->watch = watches_.add(node->fd->get());
   if (node->watch >= 0) watched_[node->watch] = node->id;
 }
 
@@ -335,8 +335,8 @@ bool FileSystem::displaced(const NodePtr& node) {
     key = node->key;
   }
   struct stat st;
-  const sharr::FileDescriptor directory = held(parent);
-  return !directory || !look(directory.get(), name, st) || key_of(st) != key;
+  const DirectoryPtr directory = held(parent);
+  return !directory || !look(directory->get(), name, st) || key_of(st) != key;
 }
 
 bool FileSystem::insists(pid_t tid) {
@@ -372,7 +372,7 @@ void FileSystem::taken(Directory& directory) {
 void FileSystem::arrived(const NodePtr& directory, const std::string& name,
                          std::set<NodePtr>& changed, std::vector<NodePtr>& misnamed) {
   struct stat st;
-  if (!look(directory->fd.get(), name, st)) return;
+  if (!look(directory->fd->get(), name, st)) return;
   const auto known = ids_.find(key_of(st));
   if (known == ids_.end() || known->second == FUSE_ROOT_ID) return;
   const NodePtr& node = nodes_.at(known->second);
@@ -397,7 +397,7 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
   std::vector<NodePtr> misnamed;
   std::vector<NodePtr> prunable;
   std::vector<Look> looks;
-  std::map<NodePtr, sharr::FileDescriptor> directories;
+  std::map<NodePtr, DirectoryPtr> directories;
   bool expire = events.empty();
   {
     const std::unique_lock tree(tree_mutex_);
@@ -442,10 +442,7 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
         if ((mask & ~attributes_only) == 0 || !node->placed) continue;
         if (!looked_at.insert(node.get()).second) continue;
         looks.push_back({.node = node, .parent = node->parent, .name = node->name});
-        sharr::FileDescriptor& opened = directories[node->parent];
-        if (!opened && node->parent->fd) {
-          opened = sharr::FileDescriptor(fcntl(node->parent->fd.get(), F_DUPFD_CLOEXEC, 0));
-        }
+        directories.try_emplace(node->parent, node->parent->fd);
       }
     }
   }
@@ -454,10 +451,10 @@ int FileSystem::noticed(const std::vector<Watches::Event>& events) {
     if (!expire_attributes(node->id)) misnamed.push_back(node);
   }
   for (const auto& [node, parent, name] : looks) {
-    const int directory = directories.at(parent).get();
+    const DirectoryPtr& directory = directories.at(parent);
     std::optional<sharr::Entry> entry;
     try {
-      if (directory >= 0) entry = sharr::inspect(directory, name, "");
+      if (directory) entry = sharr::inspect(directory->get(), name, "");
     } catch (const sharr::Error&) {  // no descriptor to look with: the name expires
     }
     const std::lock_guard lock(mutex_);

@@ -131,8 +131,9 @@ FileSystem::FileSystem(FileDescriptor source, std::string prefix, bool direct_io
   root->id = FUSE_ROOT_ID;
   root->directory = true;
   root->key = key_of(stat_of(source_.get()));
-  root->fd = FileDescriptor(fcntl(source_.get(), F_DUPFD_CLOEXEC, 0));
-  if (!root->fd) fail(errno);
+  FileDescriptor copy(fcntl(source_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!copy) fail(errno);
+  root->fd = std::make_shared<const FileDescriptor>(std::move(copy));
   root->lookups = 1;  // the kernel never forgets it
   if (prefix_.starts_with(shm_scheme) && prefix_ != shm_scheme) {
     shm_ = sharr::open_directory(sharr::Name::directory(std::string(shm_scheme)));
@@ -190,7 +191,7 @@ FileSystem::NodePtr FileSystem::find(fuse_ino_t id, fuse_req_t request, int acce
   }
   // The kernel may have let it pass by the rights of what the root was before.
   if (id == FUSE_ROOT_ID && followed_ && request != nullptr &&
-      !may(request, held(node).get(), access)) {
+      !may(request, held(node)->get(), access)) {
     fail(errno);
   }
   return node;
@@ -204,7 +205,7 @@ void FileSystem::follow_source() {
     const std::lock_guard lock(mutex_);
     root = nodes_.at(FUSE_ROOT_ID);
     if (!is_gone(*root)) return;
-    was = stat_of(root->fd.get());
+    was = stat_of(root->fd->get());
   }
   // Beneath that nothing is mounted, this mount least of all, which would ask itself.
   FileDescriptor now =
@@ -230,7 +231,7 @@ void FileSystem::follow_source() {
     old->parent = root;
     for (const NodePtr& node : lost) {
       unwatch(*node);
-      node->fd = {};  // of the new root, if it was seen in the old one
+      node->fd.reset();  // of the new root, if it was seen in the old one
       holding_.erase(node);
       if (node->writing) {
         unplace(*node);
@@ -243,7 +244,7 @@ void FileSystem::follow_source() {
     ids_.erase(root->key);
     ids_[key] = root->id;
     root->key = key;
-    old->fd = std::exchange(root->fd, std::move(now));
+    old->fd = std::exchange(root->fd, std::make_shared<const FileDescriptor>(std::move(now)));
     root->listing.reset();
     ++root->changes;
     watch(root);
@@ -299,13 +300,13 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
   }
   FileDescriptor fd;
   if (node->directory) {
-    fd = sharr::open_beneath(open_directory(node).get(), ".", flags);
+    fd = sharr::open_beneath(open_directory(node)->get(), ".", flags);
     if (!fd) fail(errno);
     st = stat_of(fd.get());
     return fd;
   }
   const auto [parent, name] = place_of(node);
-  fd = sharr::open_beneath(open_directory(parent).get(), name, flags);
+  fd = sharr::open_beneath(open_directory(parent)->get(), name, flags);
   const int errnum = errno;
   if (fd) st = stat_of(fd.get());
   FileDescriptor open;
@@ -329,32 +330,28 @@ FileDescriptor FileSystem::open_node(const NodePtr& node, int flags, struct stat
   return fd;
 }
 
-FileDescriptor FileSystem::open_directory(const NodePtr& node) {
-  if (FileDescriptor fd = held(node)) return fd;
-  FileDescriptor from;
+FileSystem::DirectoryPtr FileSystem::open_directory(const NodePtr& node) {
+  DirectoryPtr from;
   std::string path;
   {
     const std::lock_guard lock(mutex_);
+    if (node->fd) return node->fd;
     const Node* above = node.get();
     for (std::size_t depth = 0; !above->fd; above = above->parent.get()) {
       if (++depth > longest_path) fail(ENAMETOOLONG);
     }
-    from = FileDescriptor(fcntl(above->fd.get(), F_DUPFD_CLOEXEC, 0));
-    if (!from) fail(errno);
+    from = above->fd;
     path = path_from(*above, *node);
   }
-  FileDescriptor fd = sharr::open_beneath(from.get(), path, O_PATH | O_DIRECTORY);
+  FileDescriptor fd = sharr::open_beneath(from->get(), path, O_PATH | O_DIRECTORY);
   if (!fd) fail(errno);
   if (key_of(stat_of(fd.get())) != node->key) fail(ESTALE);
-  return fd;
+  return std::make_shared<const FileDescriptor>(std::move(fd));
 }
 
-FileDescriptor FileSystem::held(const NodePtr& node) {
+FileSystem::DirectoryPtr FileSystem::held(const NodePtr& node) {
   const std::lock_guard lock(mutex_);
-  if (!node->fd) return {};
-  FileDescriptor fd(fcntl(node->fd.get(), F_DUPFD_CLOEXEC, 0));
-  if (!fd) fail(errno);
-  return fd;
+  return node->fd;
 }
 
 void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {
@@ -362,7 +359,7 @@ void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   if (static_cast<rlim_t>(fd.get()) > limit.rlim_cur / 2) return;
-  node->fd = std::move(fd);
+  node->fd = std::make_shared<const FileDescriptor>(std::move(fd));
   holding_.insert(node);
   watch(node);
 }
@@ -389,7 +386,7 @@ void FileSystem::sweep() {
 
 bool FileSystem::is_gone(const Node& directory) {
   struct stat st;
-  return directory.fd && fstat(directory.fd.get(), &st) == 0 && st.st_nlink == 0;
+  return directory.fd && fstat(directory.fd->get(), &st) == 0 && st.st_nlink == 0;
 }
 
 // These directories, and what was seen in them.
@@ -428,10 +425,10 @@ struct stat FileSystem::stat_node(const NodePtr& node) {
   };
   {
     const std::lock_guard lock(mutex_);
-    if (node->fd) return stat_directory(node->fd.get());
+    if (node->fd) return stat_directory(node->fd->get());
     if (!node->handles.empty()) return stat_of(node->handles.front()->fd.get());
   }
-  if (node->directory) return stat_directory(open_directory(node).get());
+  if (node->directory) return stat_directory(open_directory(node)->get());
   struct stat st;
   open_node(node, O_PATH, st);
   return st;
@@ -456,20 +453,20 @@ fuse_entry_param FileSystem::entry_of(const NodePtr& node, const struct stat& st
   return reply;
 }
 
-fuse_entry_param FileSystem::enter(const NodePtr& parent, const std::string& name) {
+std::optional<fuse_entry_param> FileSystem::enter(const NodePtr& parent, const std::string& name) {
   // The look itself cannot tell this from a name that is not there.
   if (name.size() > NAME_MAX) fail(ENAMETOOLONG);
   const std::shared_lock tree(tree_mutex_);
-  const FileDescriptor directory = open_directory(parent);
+  const DirectoryPtr directory = open_directory(parent);
   const std::string prefix = prefix_of(parent);
   const std::uint64_t changes = changes_of(parent);
   std::optional<Entry> entry;
   FileDescriptor fd;
   do {
-    entry = sharr::inspect(directory.get(), name, prefix);
-    if (!entry) fail(ENOENT);
+    entry = sharr::inspect(directory->get(), name, prefix);
+    if (!entry) return {};
     fd = FileDescriptor();
-    if (!entry->info) fd = sharr::open_beneath(directory.get(), name, O_PATH | O_DIRECTORY);
+    if (!entry->info) fd = sharr::open_beneath(directory->get(), name, O_PATH | O_DIRECTORY);
   } while (fd && key_of(stat_of(fd.get())) != key_of(entry->st));  // another one by now
   if (fd) {
     entry->st.st_mode = sharr::mode_within_acl(fd.get(), entry->st.st_mode, "");
@@ -563,29 +560,13 @@ void FileSystem::retire(const NodePtr& node) {
   }
 }
 
-std::vector<std::pair<std::string, std::string>> FileSystem::attributes(fuse_ino_t id,
-                                                                        fuse_req_t reader) {
-  const NodePtr node = find(id);
+std::optional<sharr::Info> FileSystem::info_of(const NodePtr& node, fuse_req_t reader) {
   if (is_unopened(node)) fail(ESTALE);
   if (unpublished(node)) return {};
-  if (node->directory) return {{sharr::uri_attribute, prefix_of(node)}};
   struct stat st;
   const FileDescriptor fd = open_node(node, O_RDONLY, st);
   if (reader != nullptr && !may(reader, fd.get(), R_OK)) fail(errno);
-  const std::string path = path_of(node);
-  const sharr::Info info = read_array(fd.get(), st, prefix_ + path);
-  const auto key = [](const char* name) { return std::string(attribute_prefix) + name; };
-  return {{key("dtype"), info.dtype.str()},
-          {key("descr"), info.dtype.descr()},
-          {key("shape"), sharr::shape_text(info.shape)},
-          {key("order"), std::string(1, static_cast<char>(info.order))},
-          {key("ndim"), std::to_string(info.shape.size())},
-          {key("size"), std::to_string(info.size())},
-          {key("itemsize"), std::to_string(info.dtype.itemsize())},
-          {key("nbytes"), std::to_string(info.nbytes)},
-          {key("offset"), std::to_string(info.offset)},
-          {key("format"), info.format},
-          {sharr::uri_attribute, info.name}};
+  return read_array(fd.get(), st, prefix_ + path_of(node));
 }
 
 // Open files
@@ -614,10 +595,10 @@ std::pair<std::unique_ptr<FileSystem::Handle>, int> FileSystem::open_handle(cons
     if (node->writing != draft) continue;  // published in between
     if (node->handles.empty()) {
       bind(*node, key_of(st));
-      if (info) remember(*node, opened->fd.get(), st, *info);
       if (!direct_io_) node->backing_id = passthrough::open(session_, opened->fd.get());
     }
     if (key_of(st) != node->key) continue;  // another thread was first to open another file
+    if (info && opened->writable && !written(*node)) remember(*node, opened->fd.get(), st, *info);
     node->handles.push_back(opened.get());
     // Writes that pass through may go beyond the end, which there must be the trailer.
     opened->passthrough =
@@ -660,7 +641,7 @@ bool FileSystem::repair(const Handle& handle) noexcept {
   return restored;
 }
 
-// Notes what repair() goes by. mutex_ is held, and nobody has the node open.
+// Notes what repair() goes by. mutex_ is held, and nobody has the node open for writing.
 void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr::Info& info) {
   node.size = st.st_size;
   node.data_end = info.offset + info.nbytes;
@@ -862,14 +843,15 @@ void FileSystem::start_overwriting(const NodePtr& node, fuse_req_t request, int 
   const std::lock_guard order(publishing_);
   WritingPtr writing;
   // What has the name now, by which the kernel will look again.
-  const FileDescriptor directory = open_directory(parent);
+  const DirectoryPtr directory = open_directory(parent);
   const std::string uri = prefix_of(parent) + name;
-  const FileDescriptor fd = open_to_overwrite(directory.get(), name, request, access);
+  const FileDescriptor fd = open_to_overwrite(directory->get(), name, request, access);
   if (fd) {
-    writing = replacement(directory.get(), uri, fd.get(), *fuse_req_ctx(request));
+    writing = replacement(directory->get(), uri, fd.get(), *fuse_req_ctx(request));
   } else {  // gone since the kernel looked; see go_on_overwriting()
     const AsCaller caller(request);
-    writing = std::make_shared<Writing>(directory.get(), uri, mode_t{0600}, *fuse_req_ctx(request));
+    writing =
+        std::make_shared<Writing>(directory->get(), uri, mode_t{0600}, *fuse_req_ctx(request));
     writing->overwrites = true;
   }
   const NodePtr draft = start_writing(parent, name, std::move(writing));
@@ -888,7 +870,7 @@ void FileSystem::go_on_overwriting(const NodePtr& draft, Writing& writing, fuse_
   const std::lock_guard order(publishing_);
   writing.overwrites = false;
   if (writing.replaces) return;
-  const FileDescriptor fd = open_to_overwrite(open_directory(parent).get(), name, request, access);
+  const FileDescriptor fd = open_to_overwrite(open_directory(parent)->get(), name, request, access);
   // Without it it is gone again: a new one, of the caller alone.
   if (fd) set_replaced(writing, Replaced(fd.get()));
 }
@@ -903,7 +885,7 @@ void FileSystem::outdate(Writing& writing, int rights) {
 // name; outdated: and gives up what it has of its own of that. publishing_ is held.
 void FileSystem::catch_up(const NodePtr& draft, Writing& writing, int outdated) {
   const auto [parent, name] = place_of(draft);
-  const FileDescriptor fd = sharr::open_beneath(open_directory(parent).get(), name, O_PATH);
+  const FileDescriptor fd = sharr::open_beneath(open_directory(parent)->get(), name, O_PATH);
   if (!fd && errno != ENOENT && errno != ELOOP) fail(errno);
   if (!fd) return;
   Replaced now(fd.get());
@@ -951,7 +933,7 @@ void FileSystem::outdate_rights(const struct stat& array, int rights) {
 
 std::optional<struct stat> FileSystem::overwritten(const NodePtr& draft) {
   const auto [parent, name] = place_of(draft);
-  const auto there = sharr::inspect(open_directory(parent).get(), name, "");
+  const auto there = sharr::inspect(open_directory(parent)->get(), name, "");
   if (!there || !there->info) return {};
   struct stat st = there->st;
   st.st_ino = std::get<1>(draft->key);  // which the kernel keeps; see finish()
@@ -1107,13 +1089,13 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   const auto [parent, name] = place_of(node);
   const std::string prefix = prefix_of(parent);
   const std::string uri = prefix + name;
-  const FileDescriptor directory = open_directory(parent);
+  const DirectoryPtr directory = open_directory(parent);
   sharr::Info info = writing.draft.check(false);
   const bool asked = request != nullptr && fuse_req_ctx(request)->uid == writing.uid;
-  const auto is_his = [&] { return may(request, directory.get(), W_OK | X_OK); };
+  const auto is_his = [&] { return may(request, directory->get(), W_OK | X_OK); };
   const auto give = [&] {
     if ((writing.set & FUSE_SET_ATTR_UID) == 0)
-      give_to(request, writing.draft.fd(), directory.get());
+      give_to(request, writing.draft.fd(), directory->get());
   };
   // May be the last to hold an array: to free that takes time, and no lock.
   std::vector<FileDescriptor> seen;
@@ -1123,11 +1105,11 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
   bool expected = false;
   for (bool done = false; !done;) {
     replaces.reset();
-    const auto there = sharr::inspect(directory.get(), name, prefix);
+    const auto there = sharr::inspect(directory->get(), name, prefix);
     if (there && !there->info) throw sharr::Error(EISDIR, uri);
     if (there && !writing.exclusive) {
       const FileDescriptor& old =
-          seen.emplace_back(sharr::open_beneath(directory.get(), name, O_PATH));
+          seen.emplace_back(sharr::open_beneath(directory->get(), name, O_PATH));
       if (!old && errno == ENOENT) continue;
       if (!old) throw sharr::Error(errno, uri);
       replaces.emplace(old.get());
@@ -1151,7 +1133,7 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
           (request != nullptr && own(replaces->rights) && own(made->rights) && is_his())) {
         caller.emplace(request);
       }
-      writing.draft.publish(directory.get(), name, true);
+      writing.draft.publish(directory->get(), name, true);
       done = true;
       continue;
     }
@@ -1163,11 +1145,11 @@ void FileSystem::publish(const NodePtr& node, Writing& writing, fuse_req_t reque
     }
     made.emplace(writing.draft.fd());
     try {
-      writing.draft.publish(directory.get(), name, false);
+      writing.draft.publish(directory->get(), name, false);
       done = true;
     } catch (const sharr::Error& error) {
       // Somebody has published an array in between: look again. Anything else is not replaced.
-      if (error.errnum() != EEXIST || writing.exclusive || is_foreign(directory.get(), name)) {
+      if (error.errnum() != EEXIST || writing.exclusive || is_foreign(directory->get(), name)) {
         throw;
       }
     }

@@ -78,6 +78,8 @@ class FileSystem {
   using NodePtr = std::shared_ptr<Node>;
   using WritingPtr = std::shared_ptr<Writing>;
   using Key = std::tuple<dev_t, ino_t, bool>;  // device, inode, is a directory
+  // Of a directory: who looks at it keeps it open, whatever becomes of the node.
+  using DirectoryPtr = std::shared_ptr<const sharr::FileDescriptor>;
 
   static Key key_of(const struct stat& st);
   // access: what the request is to be allowed in it, where it is a directory; see access(2).
@@ -95,9 +97,8 @@ class FileSystem {
   // takes its node too, so that a name that always exists never fails; one that is open is opened
   // again. ESTALE for a directory that is somewhere else now.
   sharr::FileDescriptor open_node(const NodePtr& node, int flags, struct stat& st);
-  sharr::FileDescriptor open_directory(const NodePtr& node);
-  // A copy of the descriptor that a directory's node holds; empty when it holds none.
-  sharr::FileDescriptor held(const NodePtr& node);
+  DirectoryPtr open_directory(const NodePtr& node);
+  DirectoryPtr held(const NodePtr& node);  // none when the node holds no descriptor
   void sweep();
   // With mutex_ held.
   void hold(const NodePtr& node, sharr::FileDescriptor fd);
@@ -108,11 +109,11 @@ class FileSystem {
   std::pair<NodePtr, bool> node_of(const struct stat& st);
   struct stat stat_node(const NodePtr& node);
   struct stat presented(struct stat st) const;
-  std::vector<std::pair<std::string, std::string>> attributes(fuse_ino_t id,
-                                                              fuse_req_t reader = nullptr);
+  // What a file's node is, for a reader who has to be allowed to read it; none while it is written.
+  std::optional<sharr::Info> info_of(const NodePtr& node, fuse_req_t reader = nullptr);
 
-  // Looks a name up and counts that; ENOENT when there is nothing to show.
-  fuse_entry_param enter(const NodePtr& parent, const std::string& name);
+  // Looks a name up and counts that; none when there is nothing to show.
+  std::optional<fuse_entry_param> enter(const NodePtr& parent, const std::string& name);
   // remember: for how many seconds the kernel may do so with the name, and with the attributes.
   fuse_entry_param entry_of(const NodePtr& node, const struct stat& st, double name = 0,
                             double attributes = 0);  // mutex_ is held

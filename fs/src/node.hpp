@@ -15,9 +15,6 @@
 
 namespace sharrfs {
 
-// What the names of our extended attributes begin with.
-constexpr std::string_view attribute_prefix = "user.sharr.";
-
 [[noreturn]] void fail(int errnum);
 // The inode open as fd, which may be O_PATH, by a name.
 std::string self(int fd);
@@ -147,7 +144,7 @@ struct FileSystem::Node {
   NodePtr parent;
   std::string name;
   // Of a directory; none when it is gone or there are too many.
-  sharr::FileDescriptor fd;
+  DirectoryPtr fd;
   bool placed = false;        // parent and name are in places_
   std::uint64_t epoch = 0;    // when the kernel was last told to remember its name
   int watch = -1;             // of a directory
@@ -157,7 +154,7 @@ struct FileSystem::Node {
   // While it is open: one backing id for all, because the kernel has room for one.
   std::vector<Handle*> handles;
   int backing_id = 0;
-  // When the file was opened first: its size, where its data ended, its header.
+  // When the file was opened for writing first: its size, where its data ended, its header.
   off_t size = 0;
   std::uint64_t data_end = 0;
   std::string header;

@@ -43,6 +43,24 @@ int access_of(int flags) {
   return access;
 }
 
+// What the extended attributes say of an array.
+using Attribute = std::pair<std::string_view, std::string (*)(const sharr::Info&)>;
+constexpr auto attributes = std::to_array<Attribute>({
+    {"user.sharr.dtype", [](const sharr::Info& info) { return info.dtype.str(); }},
+    {"user.sharr.descr", [](const sharr::Info& info) { return info.dtype.descr(); }},
+    {"user.sharr.shape", [](const sharr::Info& info) { return sharr::shape_text(info.shape); }},
+    {"user.sharr.order",
+     [](const sharr::Info& info) { return std::string(1, static_cast<char>(info.order)); }},
+    {"user.sharr.ndim", [](const sharr::Info& info) { return std::to_string(info.shape.size()); }},
+    {"user.sharr.size", [](const sharr::Info& info) { return std::to_string(info.size()); }},
+    {"user.sharr.itemsize",
+     [](const sharr::Info& info) { return std::to_string(info.dtype.itemsize()); }},
+    {"user.sharr.nbytes", [](const sharr::Info& info) { return std::to_string(info.nbytes); }},
+    {"user.sharr.offset", [](const sharr::Info& info) { return std::to_string(info.offset); }},
+    {"user.sharr.format", [](const sharr::Info& info) { return info.format; }},
+    {sharr::uri_attribute, [](const sharr::Info& info) { return info.name; }},
+});
+
 }  // namespace
 
 struct FileSystem::Operations {
@@ -68,6 +86,10 @@ struct FileSystem::Operations {
       fuse_log(FUSE_LOG_ERR, "%s\n", error.what());
       errnum = EIO;
     }
+    refuse(request, errnum, of);
+  }
+
+  static void refuse(fuse_req_t request, int errnum, Of of) {
     if (of != Of::name && errnum == ENOENT) errnum = ESTALE;
     // Whatever fails, an open that was on its way has.
     if (of != Of::opening) self_of(request).end_overwriting(nullptr, caller_of(request));
@@ -95,7 +117,11 @@ struct FileSystem::Operations {
       if (const auto draft = fs.enter_overwriting(directory, name, caller_of(request))) {
         return reply_entry(request, fs, *draft);
       }
-      reply_entry(request, fs, fs.enter(directory, name));
+      const auto entry = fs.enter(directory, name);
+      // Not as an exception, which takes longer than the look: what is created was looked up
+      // before.
+      if (!entry) return refuse(request, ENOENT, Of::name);
+      reply_entry(request, fs, *entry);
     });
   }
 
@@ -282,30 +308,30 @@ struct FileSystem::Operations {
       if ((mode & (S_ISUID | S_ISGID)) != 0) fail(EPERM);
       const bool exclusive = (file->flags & O_EXCL) != 0;
       const NodePtr directory = fs.find(parent, request, W_OK | X_OK);
-      const FileDescriptor fd = fs.open_directory(directory);
+      const DirectoryPtr fd = fs.open_directory(directory);
       const std::string prefix = fs.prefix_of(directory);
       std::unique_lock order(fs.publishing_);
       // The kernel has looked, and found nothing, but by now there may be something.
-      const auto there = sharr::inspect(fd.get(), name, prefix);
+      const auto there = sharr::inspect(fd->get(), name, prefix);
       if (there && exclusive) fail(EEXIST);
       if (there && ((file->flags & O_TRUNC) == 0 || !there->info)) fail(ESTALE);  // look again
-      if (!there && is_foreign(fd.get(), name)) fail(EEXIST);
+      if (!there && is_foreign(fd->get(), name)) fail(EEXIST);
       WritingPtr writing;
       if (there) {
-        const FileDescriptor old = sharr::open_beneath(fd.get(), name, O_PATH);
+        const FileDescriptor old = sharr::open_beneath(fd->get(), name, O_PATH);
         if (!old) fail(errno == ENOENT ? ESTALE : errno);  // look again
         struct stat st, in;
-        if (fstat(old.get(), &st) != 0 || fstat(fd.get(), &in) != 0) fail(errno);
+        if (fstat(old.get(), &st) != 0 || fstat(fd->get(), &in) != 0) fail(errno);
         if (key_of(st) != key_of(there->st)) fail(ESTALE);  // look again
         if (!may(request, old.get(), access_of(file->flags))) fail(errno);
         // As with fs.protected_regular, which the kernel asks of what it finds itself.
         const uid_t uid = fuse_req_ctx(request)->uid;
         const bool sticky = (in.st_mode & S_ISVTX) != 0;
         if (sticky && st.st_uid != uid && st.st_uid != in.st_uid) fail(EACCES);
-        writing = replacement(fd.get(), prefix + name, old.get(), *fuse_req_ctx(request));
+        writing = replacement(fd->get(), prefix + name, old.get(), *fuse_req_ctx(request));
       } else {
         const AsCaller caller(request);
-        writing = std::make_shared<Writing>(fd.get(), prefix + name, mode, *fuse_req_ctx(request));
+        writing = std::make_shared<Writing>(fd->get(), prefix + name, mode, *fuse_req_ctx(request));
       }
       writing->exclusive = exclusive;
       writing->declared = (file->flags & O_ACCMODE) == O_RDWR;
@@ -316,7 +342,7 @@ struct FileSystem::Operations {
       fuse_entry_param entry;
       try {
         // The draft of another has had the name in between, and given it to an array.
-        if (exclusive && is_there(fd.get(), name)) fail(EEXIST);
+        if (exclusive && is_there(fd->get(), name)) fail(EEXIST);
         std::tie(opened, backing_id) = fs.open_handle(node, file->flags);
         const struct stat st = fs.stat_node(node);
         const std::lock_guard lock(fs.mutex_);
@@ -682,12 +708,14 @@ struct FileSystem::Operations {
       FileSystem& fs = self_of(request);
       check_new_name(name);
       const NodePtr directory = fs.find(parent, request, W_OK | X_OK);
-      const FileDescriptor fd = fs.open_directory(directory);
+      const DirectoryPtr fd = fs.open_directory(directory);
       {
         const AsCaller caller(request);
-        if (mkdirat(fd.get(), name, mode) != 0) fail(errno);
+        if (mkdirat(fd->get(), name, mode) != 0) fail(errno);
       }
-      reply_entry(request, fs, fs.enter(directory, name));
+      const auto entry = fs.enter(directory, name);
+      if (!entry) fail(ENOENT);
+      reply_entry(request, fs, *entry);
     });
   }
 
@@ -696,14 +724,14 @@ struct FileSystem::Operations {
     answer(request, [&] {
       FileSystem& fs = self_of(request);
       const NodePtr node = fs.find(parent, request, W_OK | X_OK);
-      const FileDescriptor fd = fs.open_directory(node);
-      const auto entry = sharr::inspect(fd.get(), name, fs.prefix_of(node));
+      const DirectoryPtr fd = fs.open_directory(node);
+      const auto entry = sharr::inspect(fd->get(), name, fs.prefix_of(node));
       if (!entry) fail(ENOENT);
       if (entry->info && directory) fail(ENOTDIR);
       if (!entry->info && !directory) fail(EISDIR);
       {
         const AsCaller caller(request);
-        if (unlinkat(fd.get(), name, directory ? AT_REMOVEDIR : 0) != 0) fail(errno);
+        if (unlinkat(fd->get(), name, directory ? AT_REMOVEDIR : 0) != 0) fail(errno);
       }
       {
         const std::lock_guard lock(fs.mutex_);  // the kernel forgets the name by itself
@@ -731,24 +759,25 @@ struct FileSystem::Operations {
       const NodePtr from = fs.find(parent, request, W_OK | X_OK);
       const NodePtr to = fs.find(new_parent, request, W_OK | X_OK);
       const std::unique_lock tree(fs.tree_mutex_);
-      const FileDescriptor from_fd = fs.open_directory(from);
-      const FileDescriptor to_fd = fs.open_directory(to);
+      const DirectoryPtr from_fd = fs.open_directory(from);
+      const DirectoryPtr to_fd = fs.open_directory(to);
       std::optional<sharr::Entry> source;
       std::optional<sharr::Entry> target;
       while (true) {
-        source = sharr::inspect(from_fd.get(), name, fs.prefix_of(from));
-        target = sharr::inspect(to_fd.get(), new_name, fs.prefix_of(to));
+        source = sharr::inspect(from_fd->get(), name, fs.prefix_of(from));
+        target = sharr::inspect(to_fd->get(), new_name, fs.prefix_of(to));
         if (!source || (!target && (flags & exchange) != 0)) fail(ENOENT);
         // What is no array is not replaced, though it is not shown either.
         const unsigned how = target ? flags : no_replace;
         const AsCaller caller(request);
-        if (renameat2(from_fd.get(), name, to_fd.get(), new_name, how) == 0) break;
+        if (renameat2(from_fd->get(), name, to_fd->get(), new_name, how) == 0) break;
         const int errnum = errno;
         // Somebody has published an array in between.
-        if (how != flags && errnum == EEXIST && sharr::inspect(to_fd.get(), new_name, "")) continue;
+        if (how != flags && errnum == EEXIST && sharr::inspect(to_fd->get(), new_name, ""))
+          continue;
         // A file system without flags.
-        if (how == flags || errnum != EINVAL || is_foreign(to_fd.get(), new_name)) fail(errnum);
-        if (renameat(from_fd.get(), name, to_fd.get(), new_name) != 0) fail(errno);
+        if (how == flags || errnum != EINVAL || is_foreign(to_fd->get(), new_name)) fail(errnum);
+        if (renameat(from_fd->get(), name, to_fd->get(), new_name) != 0) fail(errno);
         break;
       }
       {
@@ -772,11 +801,19 @@ struct FileSystem::Operations {
         [&] {
           // The kernel asks for others (security.capability) on its own account, and ls(1) for each
           // file until it hears that there are none at all.
-          if (!std::string_view(name).starts_with("user.")) fail(EOPNOTSUPP);
-          for (const auto& [key, value] : self_of(request).attributes(id, request)) {
-            if (key == name) return reply_xattr(request, value, size);
+          if (!std::string_view(name).starts_with("user.")) {
+            return refuse(request, EOPNOTSUPP, Of::inode);
           }
-          fail(ENODATA);
+          FileSystem& fs = self_of(request);
+          const NodePtr node = fs.find(id);
+          if (node->directory) {
+            if (name != std::string_view(sharr::uri_attribute)) fail(ENODATA);
+            return reply_xattr(request, fs.prefix_of(node), size);
+          }
+          const auto info = fs.info_of(node, request);
+          const auto* const found = std::ranges::find(attributes, name, &Attribute::first);
+          if (!info || found == attributes.end()) fail(ENODATA);
+          reply_xattr(request, found->second(*info), size);
         },
         Of::inode);
   }
@@ -787,10 +824,11 @@ struct FileSystem::Operations {
         [&] {
           std::string names;
           FileSystem& fs = self_of(request);
+          const NodePtr node = fs.find(id);
           // A directory's is for attach() and create(), and nothing to be copied with it.
-          if (fs.find(id)->directory) return reply_xattr(request, names, size);
-          for (const auto& [key, value] : fs.attributes(id)) {
-            if (value.size() <= XATTR_SIZE_MAX) names += key + '\0';
+          const auto info = node->directory ? std::nullopt : fs.info_of(node);
+          for (const auto& [name, value_of] : attributes) {
+            if (info && value_of(*info).size() <= XATTR_SIZE_MAX) names.append(name) += '\0';
           }
           reply_xattr(request, names, size);
         },
