@@ -652,8 +652,9 @@ void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr
 }
 
 // The others looked at are those who can have it from this one: what the process has started, or,
-// when it has the file from somebody itself, everybody.
-bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size) {
+// when it has the file from somebody itself, everybody. family: who of the former has it.
+bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size,
+                            Holders family) {
   const NodePtr& node = closed.node;
   // By a path to one of the descriptors, as in /proc, anybody may have opened it.
   bool opened_again = false;
@@ -665,13 +666,14 @@ bool FileSystem::last_close(const Handle& closed, pid_t tid, const Writing& writ
       opened_again = true;
     }
   }
-  const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
-  if (process::holders(Where::process, tid, file) != Holders::none) return false;
   // What nobody has written yet may be left to whoever came by the file in any way. Of parts of a
   // page that cannot be seen.
   const bool whole = !writing.grown && lseek(writing.draft.fd(), 0, SEEK_HOLE) >= size;
-  const bool children = whole && !opened_again && process::same(tid, writing.opener);
-  return !held_elsewhere(children ? Where::children : Where::everywhere, tid, file);
+  const bool his = whole && !opened_again && process::same(tid, writing.opener);
+  const process::File file{.mount = mount_, .inode = std::get<1>(node->key)};
+  if (!his) return !held_elsewhere(Where::everywhere, tid, file);
+  if (family == Holders::none || family == Holders::unknown) return family == Holders::none;
+  return !held_elsewhere(Where::family, tid, file);
 }
 
 // Whether somebody has closed another open file of the node that may hold a lock.
@@ -1023,7 +1025,8 @@ void FileSystem::finish(const Handle& closed, fuse_req_t request) {
   writing->killed = ending == process::Ending::killed;
   writing->refused = false;
   if (writing->killed) return;
-  if (process::holders(Where::process, tid, file) != Holders::none) return;
+  const Holders family = process::holders(Where::family, tid, file);
+  if (family == Holders::some) return;
   std::optional<sharr::Info> info;
   try {
     info = writing->draft.check(writing->declared);
@@ -1042,7 +1045,7 @@ void FileSystem::finish(const Handle& closed, fuse_req_t request) {
   }
   // Of a thread out of sight all that can be told now is whether there is room.
   const auto size = static_cast<off_t>(info->offset + info->nbytes);
-  if (tid != 0 && !last_close(closed, tid, *writing, size)) return;
+  if (tid != 0 && !last_close(closed, tid, *writing, size, family)) return;
   try {
     writing->draft.reserve(*info);
     if (tid != 0) publish(node, *writing, request);

@@ -174,7 +174,8 @@ class FileSystem {
   std::pair<std::unique_ptr<Handle>, int> open_handle(const NodePtr& node, int flags);
   // Whether a descriptor of a draft that the thread has closed was the last one. size: of the
   // array.
-  bool last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size);
+  bool last_close(const Handle& closed, pid_t tid, const Writing& writing, off_t size,
+                  process::Holders family);
   bool others_are_closing(const Handle& handle);
   void close(std::unique_ptr<Handle> handle) noexcept;
   // True when something was to be done.

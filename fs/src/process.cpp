@@ -13,10 +13,13 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <future>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <sharr/object.hpp>
 #include <sstream>
@@ -27,9 +30,9 @@
 #include <vector>
 
 // While a process executes another program it closes what is to be closed then, with a lock held
-// that much of /proc waits for: stat, wchan and fd/N among it, but not status, fdinfo/N, children
-// and mountinfo. A daemon that reads the former before it has answered the close waits for ever.
-// (And fdinfo/N of an epoll descriptor waits for whoever adds to it; see holders().)
+// that much of /proc waits for: stat, wchan and fd/N among it, but not statm, status, fdinfo/N,
+// children and mountinfo. A daemon that reads the former before it has answered the close waits for
+// ever. (And fdinfo/N of an epoll descriptor waits for whoever adds to it; see holders().)
 
 namespace sharrfs::process {
 namespace {
@@ -106,8 +109,9 @@ pid_t process_of(pid_t tid) {
 Ending ending(pid_t tid) {
   // A thread that ends has no memory any more when its files are closed. One in exec has, and must
   // not be asked for its stat.
-  const std::string status = read_file(fmt::format("/proc/{}/status", tid));
-  if (status.empty() || field<std::uint64_t>(status, "VmSize:")) return Ending::none;
+  if (number<std::uint64_t>(read_file(fmt::format("/proc/{}/statm", tid))) != 0) {
+    return Ending::none;
+  }
   // The second field is the name in parentheses, which may hold anything.
   std::string stat = read_file(fmt::format("/proc/{}/stat", tid));
   const std::size_t name_end = stat.rfind(')');
@@ -152,9 +156,11 @@ Holders in_process(pid_t tid, const File& file) {
   return found;
 }
 
-Holders in_children(pid_t tid, const File& file) {
+Holders in_family(pid_t tid, const File& file) {
+  // First, so that it starts none with a copy after that.
+  if (in_process(tid, file) != Holders::none) return Holders::some;
   Holders found = Holders::none;
-  std::vector<pid_t> left = {process_of(tid)};
+  std::vector<pid_t> left = {tid};  // whose task directory is its process's
   while (!left.empty()) {
     const std::string tasks = fmt::format("/proc/{}/task", left.back());
     left.pop_back();
@@ -198,6 +204,58 @@ Holders in_all(pid_t tid, const File& file) {
   return found;
 }
 
+// Threads that look. They have no share in the daemon's descriptors: while somebody has that of the
+// mount, even by a thread that cannot die, those who wait for the daemon wait on when it is gone.
+class Lookers {
+ public:
+  // apart: whether it is so.
+  using Look = std::packaged_task<Holders(bool apart)>;
+
+  // False when there can be no more threads.
+  bool start(Look look) {
+    const std::lock_guard lock(mutex_);
+    looks_.push_back(std::move(look));
+    if (idle_ > 0) {
+      --idle_;
+      changed_.notify_one();
+      return true;
+    }
+    try {
+      std::thread([this] { run(); }).detach();
+    } catch (const std::system_error&) {
+      looks_.pop_back();
+      return false;
+    }
+    return true;
+  }
+
+ private:
+  void run() {
+    constexpr int most_idle = 4;
+#ifdef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same
+    constexpr bool apart = true;
+#else
+    const bool apart = close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE) == 0;
+#endif
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [this] { return !looks_.empty(); });
+      Look look = std::move(looks_.front());
+      looks_.pop_front();
+      lock.unlock();
+      look(apart);
+      lock.lock();
+      if (idle_ >= most_idle) return;
+      ++idle_;
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Look> looks_;
+  int idle_ = 0;  // more threads than there are looks to take
+};
+
 }  // namespace
 
 Holders holders(Where where, pid_t tid, const File& file) {
@@ -209,30 +267,15 @@ Holders holders(Where where, pid_t tid, const File& file) {
   static std::array<std::atomic<int>, 2> counts{};
   std::atomic<int>& left = counts.at(where == Where::everywhere ? 1 : 0);
   if (left >= most_left) return Holders::unknown;
-  std::packaged_task<Holders()> task([where, tid, file, &left] {
+  Lookers::Look look([where, tid, file, &left](bool apart) {
     const std::unique_ptr<std::atomic<int>, void (*)(std::atomic<int>*)> done(
         &left, [](std::atomic<int>* all) { --*all; });
-    // Without a share in the daemon's descriptors: while somebody has that of the mount, even by a
-    // thread that cannot die, those who wait for the daemon wait on when it is gone.
-#ifndef __SANITIZE_THREAD__  // which takes all threads' descriptors for the same
-    if (close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0) return Holders::unknown;
-#endif
-    switch (where) {
-      case Where::process:
-        return in_process(tid, file);
-      case Where::children:
-        return in_children(tid, file);
-      case Where::everywhere:
-        return in_all(tid, file);
-    }
-    return Holders::unknown;
+    if (!apart) return Holders::unknown;
+    return where == Where::family ? in_family(tid, file) : in_all(tid, file);
   });
-  std::future<Holders> found = task.get_future();
-  try {
-    std::thread(std::move(task)).detach();
-  } catch (const std::system_error&) {  // no more of them
-    return Holders::unknown;
-  }
+  std::future<Holders> found = look.get_future();
+  static auto& lookers = *new Lookers;  // who look on when the daemon ends
+  if (!lookers.start(std::move(look))) return Holders::unknown;
   const bool done = found.wait_for(patience) == std::future_status::ready;
   ++left;
   return done ? found.get() : Holders::unknown;

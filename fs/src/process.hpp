@@ -36,20 +36,18 @@ struct File {
 
 // Where to look for descriptors of a file.
 enum class Where {
-  process,   // in that of the thread
-  children,  // in those that this one has started
+  family,  // in the process of the thread, and in those that it has started
   everywhere,
 };
 enum class Holders {
   none,
   until_exec,  // what it has started, by copies which exec closes, if it comes to that
   children,    // what it has started; while exec closes copies, some look as if it would not
-  some,
-  unknown,  // it could not be found out, or not in time
+  some,        // the process itself, or one that it has not started
+  unknown,     // it could not be found out, or not in time
 };
 // Who has a descriptor of the file. What is behind a descriptor of some process can make it wait
-// for whoever it waits for, this daemon included, so it looks in a thread of its own, and not for
-// ever.
+// for whoever it waits for, this daemon included, so another thread looks, and not for ever.
 Holders holders(Where where, pid_t tid, const File& file);
 
 // Whether the two threads are of one process.

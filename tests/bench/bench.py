@@ -500,7 +500,7 @@ def mount_rows(point):
     size = 256 << 20
     base = "import os, mmap, random\n"
     base += f"x = sharr.create('big', {size}, 'u1', exist_ok=True); x[:] = 1; del x\n"
-    opened = "fd = os.open('{}/big', os.O_RDWR)\n"
+    opened = "where = '{}'\nfd = os.open(where + '/big', os.O_RDWR)\n"
 
     def pair(what, count, setup, statement, limit, rounds=15):
         through = ours(base + opened.format(point) + setup, statement, "mount")
@@ -517,6 +517,10 @@ def mount_rows(point):
          1.11)  # fmt: skip
     pair("in-place writes of 1 MiB", 1, "b = bytes(1 << 20)\n",
          f"for o in range(4096, {size} - (1 << 20), 1 << 20): os.pwrite(fd, b, o)", 1.11)  # fmt: skip
+    pair("write an array of 1 KiB, delete it", None,
+         "sharr.create('a', 128, exist_ok=True)\ndata = open(where + '/a', 'rb').read()\n",
+         "f = os.open(where + '/w', os.O_CREAT | os.O_WRONLY); os.write(f, data); os.close(f)\n"
+         "os.unlink(where + '/w')", None)  # fmt: skip
     make = "sharr.create('a', 128, exist_ok=True)\nimport os\n"
     row("stat", None, 25, bare("mount", "stat", f"{point}/big"),
         [bare("tmpfs", "stat", f"{SHM}/big")], {"tmpfs": 1.15})  # fmt: skip
