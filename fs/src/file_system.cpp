@@ -78,7 +78,7 @@ struct stat stat_of(int fd) {
   return st;
 }
 
-// Whether another process has a file that the thread's process has closed. One that is just being
+// Whether somebody else has a file that the thread's process has closed. One that is just being
 // started has copies for a moment, which are closed once it is; whoever closes a file that others
 // keep waits for nothing, so not for long.
 bool held_elsewhere(Where where, pid_t tid, const process::File& file) {
@@ -593,12 +593,18 @@ std::pair<std::unique_ptr<FileSystem::Handle>, int> FileSystem::open_handle(cons
     }
     const std::lock_guard lock(mutex_);
     if (node->writing != draft) continue;  // published in between
-    if (node->handles.empty()) {
-      bind(*node, key_of(st));
-      if (!direct_io_) node->backing_id = passthrough::open(session_, opened->fd.get());
-    }
+    const bool first = node->handles.empty();
+    if (first) bind(*node, key_of(st));
     if (key_of(st) != node->key) continue;  // another thread was first to open another file
-    if (info && opened->writable && !written(*node)) remember(*node, opened->fd.get(), st, *info);
+    if (info && opened->writable && !written(*node)) {
+      // The last writer's close may have undone what was read.
+      const struct stat now = stat_of(opened->fd.get());
+      const bool same = now.st_size == st.st_size && now.st_ctim.tv_sec == st.st_ctim.tv_sec &&
+                        now.st_ctim.tv_nsec == st.st_ctim.tv_nsec;
+      if (!same) info = read_array(opened->fd.get(), now);
+      remember(*node, opened->fd.get(), now, *info);
+    }
+    if (first && !direct_io_) node->backing_id = passthrough::open(session_, opened->fd.get());
     node->handles.push_back(opened.get());
     // Writes that pass through may go beyond the end, which there must be the trailer.
     opened->passthrough =
@@ -641,7 +647,8 @@ bool FileSystem::repair(const Handle& handle) noexcept {
   return restored;
 }
 
-// Notes what repair() goes by. mutex_ is held, and nobody has the node open for writing.
+// Notes what repair() goes by. mutex_ is held, and nobody has the array open for writing, or it is
+// a draft still.
 void FileSystem::remember(Node& node, int fd, const struct stat& st, const sharr::Info& info) {
   node.size = st.st_size;
   node.data_end = info.offset + info.nbytes;
@@ -1010,9 +1017,10 @@ void FileSystem::log_refusal(const NodePtr& node, const char* why) noexcept {
 // closed it hears why not.
 //
 // A shell that redirects, and NumPy, close duplicates before and after the data is written, so the
-// last has to be known: the process itself is looked at each time, others when what is there is no
-// array yet or when they may have the file from this one. Should a descriptor be out of sight, say
-// on its way through a socket, the answer is a guess, and settle() puts things right.
+// last has to be known: the process itself, and what it has started, is looked at each time,
+// everybody when what is there is no array yet or when it may have the file from somebody itself.
+// Should a descriptor be out of sight, say on its way through a socket, the answer is a guess, and
+// settle() puts things right.
 void FileSystem::finish(const Handle& closed, fuse_req_t request) {
   const NodePtr& node = closed.node;
   const WritingPtr writing = this->writing(node);

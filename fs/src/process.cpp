@@ -16,6 +16,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <future>
 #include <iterator>
 #include <memory>
@@ -25,7 +26,6 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -160,11 +160,14 @@ Holders in_family(pid_t tid, const File& file) {
   // First, so that it starts none with a copy after that.
   if (in_process(tid, file) != Holders::none) return Holders::some;
   Holders found = Holders::none;
+  int threads = 0;
   std::vector<pid_t> left = {tid};  // whose task directory is its process's
   while (!left.empty()) {
-    const std::string tasks = fmt::format("/proc/{}/task", left.back());
+    const pid_t pid = left.back();
+    const std::string tasks = fmt::format("/proc/{}/task", pid);
     left.pop_back();
     any_entry(tasks, [&](const char* task) {
+      if (pid == tid) ++threads;
       std::istringstream children(read_file(fmt::format("{}/{}/children", tasks, task)));
       for (pid_t child = 0; children >> child;) {
         const Holders one = in_process(child, file);
@@ -174,7 +177,10 @@ Holders in_family(pid_t tid, const File& file) {
       return false;
     });
   }
-  return found;
+  // Another thread may have moved it from where it was still to be seen to where it had been
+  // looked.
+  const bool again = found == Holders::none && threads > 1;
+  return again && in_process(tid, file) != Holders::none ? Holders::some : found;
 }
 
 // Whether a process comes from another, or is gone.
@@ -222,7 +228,7 @@ class Lookers {
     }
     try {
       std::thread([this] { run(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       looks_.pop_back();
       return false;
     }
@@ -245,7 +251,7 @@ class Lookers {
       lock.unlock();
       look(apart);
       lock.lock();
-      if (idle_ >= most_idle) return;
+      if (!apart || idle_ >= most_idle) return;
       ++idle_;
     }
   }
@@ -266,19 +272,19 @@ Holders holders(Where where, pid_t tid, const File& file) {
   // all come to nothing, but not at others.
   static std::array<std::atomic<int>, 2> counts{};
   std::atomic<int>& left = counts.at(where == Where::everywhere ? 1 : 0);
-  if (left >= most_left) return Holders::unknown;
+  if (left >= most_left) return Holders::some;
   Lookers::Look look([where, tid, file, &left](bool apart) {
     const std::unique_ptr<std::atomic<int>, void (*)(std::atomic<int>*)> done(
         &left, [](std::atomic<int>* all) { --*all; });
-    if (!apart) return Holders::unknown;
+    if (!apart) return Holders::some;
     return where == Where::family ? in_family(tid, file) : in_all(tid, file);
   });
   std::future<Holders> found = look.get_future();
   static auto& lookers = *new Lookers;  // who look on when the daemon ends
-  if (!lookers.start(std::move(look))) return Holders::unknown;
+  if (!lookers.start(std::move(look))) return Holders::some;
   const bool done = found.wait_for(patience) == std::future_status::ready;
   ++left;
-  return done ? found.get() : Holders::unknown;
+  return done ? found.get() : Holders::some;
 }
 
 bool same(pid_t tid, pid_t other) { return tid == other || process_of(tid) == process_of(other); }

@@ -43,8 +43,8 @@ enum class Holders {
   none,
   until_exec,  // what it has started, by copies which exec closes, if it comes to that
   children,    // what it has started; while exec closes copies, some look as if it would not
-  some,        // the process itself, or one that it has not started
-  unknown,     // it could not be found out, or not in time
+  some,        // the process, or one that it has not started; or nobody could tell, or not in time
+  unknown,     // what it has started, maybe: one of these may not be looked at
 };
 // Who has a descriptor of the file. What is behind a descriptor of some process can make it wait
 // for whoever it waits for, this daemon included, so another thread looks, and not for ever.
