@@ -1036,20 +1036,26 @@ void FileSystem::finish(const Handle& closed, fuse_req_t request) {
   const Holders family = process::holders(Where::family, tid, file);
   if (family == Holders::some) return;
   std::optional<sharr::Info> info;
-  try {
-    info = writing->draft.check(writing->declared);
-  } catch (const sharr::FormatError& error) {
-    const bool heard = tid != 0 && ending == process::Ending::none;
-    if (!heard || held_elsewhere(Where::everywhere, tid, file)) return;
-    writing->refused = true;
-    log_refusal(node, error.message().c_str());
-    // Where a write has failed for that, this is what a program should hear that looks no further
-    // than its last call.
-    struct statvfs store;
-    const bool full =
-        fstatvfs(writing->draft.fd(), &store) == 0 && store.f_blocks > 0 && store.f_bavail == 0;
-    if (full) fail(ENOSPC);
-    throw;
+  for (bool waited = false; !info;) {
+    try {
+      info = writing->draft.check(writing->declared);
+    } catch (const sharr::FormatError& error) {
+      if (!waited) {
+        const bool heard = tid != 0 && ending == process::Ending::none;
+        if (!heard || held_elsewhere(Where::everywhere, tid, file)) return;
+        waited = true;  // for somebody who has written the rest, maybe
+        continue;
+      }
+      writing->refused = true;
+      log_refusal(node, error.message().c_str());
+      // Where a write has failed for that, this is what a program should hear that looks no further
+      // than its last call.
+      struct statvfs store;
+      const bool full =
+          fstatvfs(writing->draft.fd(), &store) == 0 && store.f_blocks > 0 && store.f_bavail == 0;
+      if (full) fail(ENOSPC);
+      throw;
+    }
   }
   // Of a thread out of sight all that can be told now is whether there is room.
   const auto size = static_cast<off_t>(info->offset + info->nbytes);

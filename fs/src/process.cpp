@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -156,18 +157,33 @@ Holders in_process(pid_t tid, const File& file) {
   return found;
 }
 
+// How often this thread has waited for something.
+long waits() {
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nvcsw;
+}
+
 Holders in_family(pid_t tid, const File& file) {
   // First, so that it starts none with a copy after that.
   if (in_process(tid, file) != Holders::none) return Holders::some;
-  Holders found = Holders::none;
   int threads = 0;
+  any_entry(fmt::format("/proc/{}/task", tid), [&](const char*) { return ++threads > 1; });
+  if (threads > 1) {
+    // Another one may be forking: the child has the descriptors long before it is among the
+    // children, and the memory, for which a look at the arguments waits, shortly before. Or it has
+    // moved one from where it was still to be seen to where it had been looked.
+    const long before = waits();
+    read_file(fmt::format("/proc/{}/cmdline", tid));
+    if (waits() != before) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (in_process(tid, file) != Holders::none) return Holders::some;
+  }
+  Holders found = Holders::none;
   std::vector<pid_t> left = {tid};  // whose task directory is its process's
   while (!left.empty()) {
-    const pid_t pid = left.back();
-    const std::string tasks = fmt::format("/proc/{}/task", pid);
+    const std::string tasks = fmt::format("/proc/{}/task", left.back());
     left.pop_back();
     any_entry(tasks, [&](const char* task) {
-      if (pid == tid) ++threads;
       std::istringstream children(read_file(fmt::format("{}/{}/children", tasks, task)));
       for (pid_t child = 0; children >> child;) {
         const Holders one = in_process(child, file);
@@ -177,10 +193,7 @@ Holders in_family(pid_t tid, const File& file) {
       return false;
     });
   }
-  // Another thread may have moved it from where it was still to be seen to where it had been
-  // looked.
-  const bool again = found == Holders::none && threads > 1;
-  return again && in_process(tid, file) != Holders::none ? Holders::some : found;
+  return found;
 }
 
 // Whether a process comes from another, or is gone.

@@ -1,6 +1,7 @@
 """New arrays by writing files on the mount, and new ones in the place of old ones."""
 
 import contextlib
+import ctypes
 import errno
 import io
 import mmap
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -321,6 +323,51 @@ def test_duplicates_and_children(space):
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
     assert (behind / "y").read_bytes() == data
+
+
+def test_a_parent_hears_nothing_of_what_its_child_completes(space):
+    """Which it does while the parent's close waits for the child's."""
+    uri, behind, point = space
+    data = npy(A)
+    for i in range(10):
+        fd = os.open(point / f"x{i}", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, data[:5000])
+        child = os.fork()
+        if child == 0:
+            time.sleep(0.005)
+            os.write(fd, data[5000:])
+            os._exit(0)
+        os.close(fd)
+        os.waitpid(child, 0)
+        wait_until((point / f"x{i}").exists, "the array")
+        assert (point / f"x{i}").read_bytes() == data
+
+
+def test_a_fork_while_another_thread_closes(space):
+    """The child has the file before it is among the children: for as long as memory is copied."""
+    uri, behind, point = space
+    libc = ctypes.CDLL(None)
+    close = ctypes.cast(libc.close, ctypes.c_void_p)  # by a thread that needs no interpreter
+    memory = bytearray(b"x") * (40 << 20)  # in small pages, which NumPy's would not be
+    had = 0
+    for i in range(60):
+        fd = os.open(point / f"x{i}", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, npy(B))
+        closer = ctypes.c_ulong()
+        assert libc.pthread_create(ctypes.byref(closer), None, close, ctypes.c_void_p(fd)) == 0
+        child = os.fork()
+        if child == 0:
+            try:
+                os.fstat(fd)
+            except OSError:  # closed before
+                os._exit(0)
+            time.sleep(0.01)
+            os._exit(2 if os.path.exists(point / f"x{i}") else 1)
+        assert libc.pthread_join(closer, None) == 0
+        found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert found != 2, "the child has it open"
+        had += found
+    assert had > 10 and len(memory) == 40 << 20
 
 
 def test_whom_a_fork_gave_the_file_has_to_close_it(space):
@@ -775,6 +822,32 @@ def test_writes_beyond_the_end_leave_nothing(space, mode):
     assert a[900:].tobytes() == b"x" * 100 and not a[:900].any()
     assert os.fstat(other).st_size == 5096
     os.close(other)
+
+
+def test_writers_beyond_the_end_who_come_and_go(space, mode):
+    """What one notes while another is beyond the end is not what the array was."""
+    uri, behind, point = space
+    if mode == DIRECT:
+        pytest.skip("nobody gets there")
+    (point / "x").write_bytes(npy(A))
+    size = os.stat(point / "x").st_size
+    script = """
+        import os, sys, time
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            fd = os.open(sys.argv[1], os.O_RDWR)
+            os.pwrite(fd, b"more", int(sys.argv[2]))
+            os.close(fd)
+    """
+    with open(point / "x", "rb"):
+        writers = [
+            subprocess.Popen([PYTHON, "-c", textwrap.dedent(script), point / "x", str(size + 1000 * i)])
+            for i in range(3)
+        ]
+        assert [writer.wait() for writer in writers] == [0, 0, 0]
+        assert os.stat(behind / "x").st_size == size
+    os.close(os.open(point / "x", os.O_RDWR))
+    assert (behind / "x").read_bytes() == npy(A)
 
 
 def test_the_header_is_for_good(space, mode):
