@@ -39,7 +39,15 @@ FileDescriptor::~FileDescriptor() {
 }
 
 FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) {
-  constexpr std::uint64_t resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV;
+  // What is moved away just then is EXDEV like what is mounted there, but not for long.
+  const auto open = [](int at, const char* below, int how) {
+    constexpr std::uint64_t resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV;
+    constexpr int most_tries = 20;
+    for (int tries = 1;; ++tries) {
+      FileDescriptor fd(openat2(at, below, how, 0, resolve));
+      if (fd || errno != EXDEV || tries == most_tries) return fd;
+    }
+  };
   // A tree may be deeper than one path can say.
   FileDescriptor at;
   std::size_t from = 0;
@@ -49,15 +57,14 @@ FileDescriptor open_beneath(int dirfd, const std::string& path, int flags) {
       errno = ENAMETOOLONG;
       return {};
     }
-    at = FileDescriptor(openat2(at ? at.get() : dirfd, path.substr(from, slash - from).c_str(),
-                                O_PATH | O_DIRECTORY | O_CLOEXEC, 0, resolve));
+    at = open(at ? at.get() : dirfd, path.substr(from, slash - from).c_str(),
+              O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (!at) return {};
     from = slash + 1;
   }
   // openat2 refuses flags that O_PATH gives no meaning.
   const int more = (flags & O_PATH) != 0 ? O_CLOEXEC | O_NOFOLLOW : object_flags;
-  return FileDescriptor(
-      openat2(at ? at.get() : dirfd, path.c_str() + from, flags | more, 0, resolve));
+  return open(at ? at.get() : dirfd, path.c_str() + from, flags | more);
 }
 
 namespace detail {

@@ -130,6 +130,22 @@ TEST_F(Drafts, WhatADeadMakerLeftGoesWhenSomebodyLooks) {
   EXPECT_EQ(left, (std::vector<std::string>{".sharr-tmp-alive", "a"}));
 }
 
+TEST_F(Drafts, WhatIsMovedAwayMeanwhileIsThereOrNot) {
+  ASSERT_EQ(mkdirat(directory_.get(), "one", 0700), 0);
+  ASSERT_EQ(mkdirat(directory_.get(), "other", 0700), 0);
+  ASSERT_EQ(mkdirat(directory_.get(), "one/x", 0700), 0);
+  const FileDescriptor one = open_beneath(directory_.get(), "one", O_PATH | O_DIRECTORY);
+  const std::jthread mover([this](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      renameat(directory_.get(), "one/x", directory_.get(), "other/x");
+      renameat(directory_.get(), "other/x", directory_.get(), "one/x");
+    }
+  });
+  for (int i = 0; i < 50'000; ++i) {
+    if (!open_beneath(one.get(), "x", O_PATH)) ASSERT_EQ(errno, ENOENT);
+  }
+}
+
 TEST_F(Drafts, PathsMayBeLongerThanOneCallTakes) {
   const std::string name(200, 'd');
   std::string path;
