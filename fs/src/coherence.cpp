@@ -324,18 +324,17 @@ void FileSystem::forget_everything() {
 }
 
 bool FileSystem::displaced(const NodePtr& node) {
-  NodePtr parent;
+  DirectoryPtr directory;
   std::string name;
   Key key;
   {
     const std::lock_guard lock(mutex_);
     if (!remembers_ || node->directory || node->handles.empty()) return false;
-    parent = node->parent;
+    directory = node->parent->fd;
     name = node->name;
     key = node->key;
   }
   struct stat st;
-  const DirectoryPtr directory = held(parent);
   return !directory || !look(directory->get(), name, st) || key_of(st) != key;
 }
 

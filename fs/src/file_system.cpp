@@ -191,7 +191,7 @@ FileSystem::NodePtr FileSystem::find(fuse_ino_t id, fuse_req_t request, int acce
   }
   // The kernel may have let it pass by the rights of what the root was before.
   if (id == FUSE_ROOT_ID && followed_ && request != nullptr &&
-      !may(request, held(node)->get(), access)) {
+      !may(request, open_directory(node)->get(), access)) {
     fail(errno);
   }
   return node;
@@ -347,11 +347,6 @@ FileSystem::DirectoryPtr FileSystem::open_directory(const NodePtr& node) {
   if (!fd) fail(errno);
   if (key_of(stat_of(fd.get())) != node->key) fail(ESTALE);
   return std::make_shared<const FileDescriptor>(std::move(fd));
-}
-
-FileSystem::DirectoryPtr FileSystem::held(const NodePtr& node) {
-  const std::lock_guard lock(mutex_);
-  return node->fd;
 }
 
 void FileSystem::hold(const NodePtr& node, FileDescriptor fd) {

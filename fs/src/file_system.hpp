@@ -98,7 +98,6 @@ class FileSystem {
   // again. ESTALE for a directory that is somewhere else now.
   sharr::FileDescriptor open_node(const NodePtr& node, int flags, struct stat& st);
   DirectoryPtr open_directory(const NodePtr& node);
-  DirectoryPtr held(const NodePtr& node);  // none when the node holds no descriptor
   void sweep();
   // With mutex_ held.
   void hold(const NodePtr& node, sharr::FileDescriptor fd);

@@ -118,8 +118,7 @@ struct FileSystem::Operations {
         return reply_entry(request, fs, *draft);
       }
       const auto entry = fs.enter(directory, name);
-      // Not as an exception, which takes longer than the look: what is created was looked up
-      // before.
+      // No exception, which takes longer than the look: whatever is created is looked up before.
       if (!entry) return refuse(request, ENOENT, Of::name);
       reply_entry(request, fs, *entry);
     });
